@@ -1,0 +1,63 @@
+# Every target works from a bare clone with Python 3.11+ and make; .venv is made on first use.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+WORKERS ?= 2
+
+.PHONY: demo test test-slow test-gpu test-all check bench docs clean
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make demo       install, train at several patch sizes, fit the law, write a report (~8 min)"
+	@echo "make test       install what tests need, run them"
+	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
+	@echo "make test-gpu   the checks that need a CUDA device"
+	@echo "make check      ruff, format, mypy"
+	@echo "make bench      side-by-side timings, as ratios"
+	@echo "make docs       regenerate docs/cli.md from the program"
+
+$(BIN)/uv:
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "patchscale needs Python >= 3.11, this is " + sys.version'
+	@$(PYTHON) -m venv $(VENV) || { echo "error: python venv is missing; on Debian: apt-get install python3-venv"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# torch and torchvision are resolved together, so that their compiled parts match.
+$(VENV)/.train: $(BIN)/uv pyproject.toml
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: $(BIN)/uv pyproject.toml
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[dev]'
+	@touch $@ $(VENV)/.train
+
+$(VENV)/.system: tools/install-system-packages
+	tools/install-system-packages
+	@mkdir -p $(VENV) && touch $@
+
+demo: $(VENV)/.train
+	$(BIN)/patchscale quickstart
+
+test: $(VENV)/.dev $(VENV)/.system
+	$(BIN)/pytest -n $(WORKERS)
+
+test-slow: $(VENV)/.dev $(VENV)/.system
+	$(BIN)/pytest -m slow
+
+test-gpu: $(VENV)/.dev
+	$(BIN)/pytest -m gpu
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/mixers.py
+
+docs: $(VENV)/.dev
+	$(BIN)/python -m patchscale.cli.reference > docs/cli.md.tmp && mv docs/cli.md.tmp docs/cli.md
+
+clean:
+	rm -rf $(VENV) .pytest_cache .ruff_cache .mypy_cache build dist

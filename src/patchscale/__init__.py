@@ -1,0 +1,49 @@
+"""How finely should the image be cut? Train, measure, fit and plan vision models at any patch size.
+
+Names are resolved on first use, so importing the package is fast and needs no torch.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# name -> module that defines it; the torch half is only imported when one of its names is used
+_EXPORTS = {
+    "create_model": "patchscale.models.registry",
+    "list_models": "patchscale.models.registry",
+    "estimate_cost": "patchscale.costs.estimate",
+    "load_runs": "patchscale.runs.store",
+    "published": "patchscale.published.tables",
+    "fit_law": "patchscale.laws.fit",
+    "fit_curves": "patchscale.laws.fit",
+    "write_report": "patchscale.reports.html",
+    "RunConfig": "patchscale.config",
+    "UserError": "patchscale.errors",
+}
+
+if TYPE_CHECKING:
+    from patchscale.config import RunConfig as RunConfig
+    from patchscale.costs.estimate import estimate_cost as estimate_cost
+    from patchscale.errors import UserError as UserError
+    from patchscale.laws.fit import fit_curves as fit_curves
+    from patchscale.laws.fit import fit_law as fit_law
+    from patchscale.models.registry import create_model as create_model
+    from patchscale.models.registry import list_models as list_models
+    from patchscale.published.tables import published as published
+    from patchscale.reports.html import write_report as write_report
+    from patchscale.runs.store import load_runs as load_runs
+
+__all__ = ["__version__", *sorted(_EXPORTS)]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module 'patchscale' has no attribute {name!r}")
+    value = getattr(import_module(_EXPORTS[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,46 @@
+"""The `patchscale` command: one verb, one file; heavy imports happen inside the verbs."""
+
+import sys
+
+import typer
+
+from patchscale.cli import doctor, evaluate, fit, published, quickstart, report, runs, sweep, train
+from patchscale.errors import RunFailed, UserError
+
+app = typer.Typer(
+    name="patchscale",
+    help="How finely should the image be cut? Train, measure, fit and plan at any patch size.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110},
+)
+app.command("quickstart")(quickstart.quickstart)
+app.command("train")(train.train)
+app.command("eval")(evaluate.evaluate)
+app.command("sweep")(sweep.sweep)
+app.command("fit")(fit.fit)
+app.command("report")(report.report)
+app.command("runs")(runs.runs)
+app.command("published")(published.published)
+app.command("doctor")(doctor.doctor)
+
+
+def main() -> None:
+    """Entry point. Exit codes: 0 done, 1 a run failed, 2 the user's mistake, 130 interrupted."""
+    try:
+        app()
+    except UserError as error:
+        _fail(str(error), 2)
+    except RunFailed as error:
+        _fail(f"run failed ({error.kind}): {error}", 1)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(code)

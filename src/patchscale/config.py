@@ -1,0 +1,302 @@
+"""What one run is: the resolved configuration and the identity that follows from it. No torch.
+
+Precedence: default < recipe or file < `a.b=c` overrides. Everything is checked when a config is built, and all
+mistakes are reported together.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import yaml
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic.dataclasses import dataclass
+
+from patchscale.errors import UserError
+from patchscale.shapes import image_height_width
+
+_STRICT = ConfigDict(extra="forbid")
+
+FOLDER_DATASETS = ("image_folder", "mask_folder")
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ModelConfig:
+    """A backbone at one patch size and one input size."""
+
+    name: str = "vit_tiny"
+    """A name from `patchscale.list_models()`, or any timm ViT-like model."""
+    patch_size: int = Field(default=16, ge=1)
+    """Side of a patch in pixels; it must divide the image."""
+    img_size: int | tuple[int, int] = 224
+    """Input side in pixels, or [height, width]."""
+    pos_embed: Literal["learned", "sincos2d"] = "learned"
+    """Position embedding: learned (the paper), or a fixed two-dimensional sine-cosine table."""
+    drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
+    """Stochastic depth of the last block."""
+    flip_schedule: Literal["alternate", "released", "pairs", "none"] = "alternate"
+    """Adventurer only: which blocks read the image backwards (see `patchscale.models.adventurer`)."""
+
+    @model_validator(mode="after")
+    def _patch_divides_image(self) -> Self:
+        height, width = image_height_width(self.img_size)
+        if min(height, width) < 1:
+            raise ValueError(f"img_size={self.img_size} must be positive")
+        if height % self.patch_size or width % self.patch_size:
+            common = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
+            raise ValueError(
+                f"patch_size={self.patch_size} does not divide the {height}x{width} image; "
+                f"choose one of {common[:20]}, or another img_size"
+            )
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class DataConfig:
+    """A data set and its fixed split into train, validation and test."""
+
+    name: Literal["scenes", "fashion_mnist", "mnist", "cifar10", "cifar100", "image_folder", "mask_folder"] = (
+        "scenes"
+    )
+    """`scenes` ships with the package; the named sets are torchvision's; the folders are your own."""
+    root: str | None = None
+    """Folder of your own data; for named sets the folder they are kept in (default: the user's cache)."""
+    val_fraction: float = Field(default=0.1, gt=0, lt=1)
+    """Share of the training images held out for validation, drawn with `split_seed`."""
+    split_seed: int = 0
+    train_images: int | None = Field(default=None, ge=1)
+    """Use this many training images (scenes: compose this many; default 4096)."""
+    val_images: int | None = Field(default=None, ge=1)
+    """Use this many validation images (scenes: default 512)."""
+    test_images: int | None = Field(default=None, ge=1)
+    """Use this many test images (scenes: default 1024)."""
+    num_classes: int | None = Field(default=None, ge=2)
+    """`mask_folder` only: number of classes of the label maps; 255 is ignored."""
+    augment: Literal["none", "flip", "crop", "rand_augment", "three_augment"] = "flip"
+    """Training augmentation; see `patchscale.data.transforms`."""
+
+    @model_validator(mode="after")
+    def _folders_name_a_root(self) -> Self:
+        if self.name in FOLDER_DATASETS and not self.root:
+            raise ValueError(f"data set {self.name!r} needs data.root, the folder it is in")
+        if self.name == "mask_folder" and self.num_classes is None:
+            raise ValueError("data set 'mask_folder' needs data.num_classes, the number of classes in the masks")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class TrainingConfig:
+    """AdamW with a cosine schedule: how long, how fast, and which regularisation."""
+
+    epochs: float | None = Field(default=None, gt=0)
+    """Length in passes over the training images; give either this or `steps`."""
+    steps: int | None = Field(default=None, ge=1)
+    """Length in optimizer steps; give either this or `epochs`."""
+    batch_size: int = Field(default=32, ge=1)
+    """Images per optimizer step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Peak learning rate, not rescaled by the batch size."""
+    min_learning_rate: float = Field(default=1e-5, ge=0)
+    warmup_learning_rate: float = Field(default=1e-6, ge=0)
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of all steps in which the learning rate rises linearly from `warmup_learning_rate`."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """Not applied to one-dimensional parameters, position tables and the class token."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    clip_grad_norm: float | None = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 is autocast: parameters, optimizer state and scan states stay float32."""
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    mixup: float = Field(default=0.0, ge=0)
+    cutmix: float = Field(default=0.0, ge=0)
+    ema_decay: float | None = Field(default=None, gt=0, lt=1)
+    """If given, an exponential moving average of the weights is kept, evaluated and saved."""
+    num_validations: int = Field(default=4, ge=1)
+    """Evaluations on the validation split, evenly spaced, the last after the final step."""
+
+    @model_validator(mode="after")
+    def _one_duration(self) -> Self:
+        if (self.epochs is None) == (self.steps is None):
+            raise ValueError("give exactly one of training.epochs and training.steps")
+        return self
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class ExecutionConfig:
+    """How a run is carried out, never what it computes: not part of its identity."""
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that load images; 0 loads them in the training process."""
+    num_threads: int | None = Field(default=None, ge=1)
+    """CPU threads of torch; default: OMP_NUM_THREADS or torch's own choice."""
+    checkpoint_every_s: float = Field(default=60.0, ge=0)
+    """Seconds between checkpoints; 0 saves at every step."""
+    log_every_steps: int = Field(default=10, ge=1)
+
+
+@dataclass(frozen=True, kw_only=True, config=_STRICT)
+class RunConfig:
+    """Everything that determines a run."""
+
+    task: Literal["classification", "segmentation"] = "classification"
+    model: ModelConfig = Field(default_factory=ModelConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig(epochs=1))
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
+    seed: int = Field(default=0, ge=0)
+    recipe: str = "custom"
+    """Where the settings came from; a label, not part of the identity."""
+
+    @model_validator(mode="after")
+    def _task_fits_data(self) -> Self:
+        segmentable = ("scenes", "mask_folder")
+        if self.task == "segmentation" and self.data.name not in segmentable:
+            raise ValueError(
+                f"data set {self.data.name!r} has no label maps for segmentation; use one of {segmentable}"
+            )
+        if self.task == "classification" and self.data.name == "mask_folder":
+            raise ValueError("data set 'mask_folder' has no image classes; use task=segmentation")
+        if self.task == "segmentation" and (self.training.mixup or self.training.cutmix):
+            raise ValueError("training.mixup and training.cutmix apply to classification only; set them to 0")
+        if (self.training.mixup or self.training.cutmix) and self.training.batch_size % 2:
+            raise ValueError(
+                f"mixup and cutmix need an even batch; got training.batch_size={self.training.batch_size}"
+            )
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain nested dictionary, ready for YAML or JSON."""
+        return _plain(asdict(self))  # type: ignore[no-any-return]
+
+    def to_yaml(self) -> str:
+        """The whole resolved config as YAML."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+
+    @property
+    def identity(self) -> str:
+        """Ten hexadecimal digits: the hash of all that decides the outcome.
+
+        `execution` and `recipe` are left out, and so is the place where a named data set is kept.
+        """
+        decisive = self.to_dict()
+        del decisive["execution"], decisive["recipe"]
+        if self.data.name not in FOLDER_DATASETS:
+            del decisive["data"]["root"]
+        text = json.dumps(decisive, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:10]
+
+    @property
+    def run_id(self) -> str:
+        """Readable and unique name of the run, used for its directory."""
+        height, width = image_height_width(self.model.img_size)
+        size = f"{height}" if height == width else f"{height}x{width}"
+        name = self.model.name.replace("/", "-")
+        return f"{name}-p{self.model.patch_size}-r{size}-s{self.seed}-{self.identity}"
+
+
+def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str = "config") -> RunConfig:
+    """Build a `RunConfig` from nested values and `a.b=c` overrides.
+
+    Raises `UserError` naming every wrong field, the value given and what is allowed.
+    """
+    merged = json.loads(json.dumps(values))
+    for override in overrides:
+        key, value = parse_override(override)
+        set_by_path(merged, key, value)
+    return validate(_run_config_adapter(), merged, source=source)  # type: ignore[no-any-return]
+
+
+def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's YAML file; raises `UserError` for a missing file, broken YAML or a wrong field."""
+    return build_config(read_yaml(path), overrides, source=str(path))
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Split `a.b=c` into the dotted name and its value, read as YAML."""
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"override {text!r} is not of the form name=value, such as training.batch_size=64")
+    try:
+        return key.strip(), yaml.safe_load(value)
+    except yaml.YAMLError:
+        return key.strip(), value
+
+
+def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
+    """Set `values["a"]["b"]` for the path "a.b", creating what is missing.
+
+    Setting one of `training.epochs` and `training.steps` unsets the other.
+    """
+    *parents, name = path.split(".")
+    target = values
+    for parent in parents:
+        child = target.setdefault(parent, {})
+        if not isinstance(child, dict):
+            raise UserError(f"override {path!r}: {parent!r} is a single value, it has no field {name!r}")
+        target = child
+    if path in ("training.epochs", "training.steps") and value is not None:
+        target.pop("steps" if name == "epochs" else "epochs", None)
+    target[name] = value
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML mapping; raises `UserError` if the file is missing, broken or not a mapping."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from None
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: expected a mapping of names to values, got {type(values).__name__}")
+    return values
+
+
+def validate(adapter: TypeAdapter[Any], values: Any, *, source: str) -> Any:
+    """Run a pydantic adapter; every mistake goes into one `UserError` line."""
+    try:
+        return adapter.validate_python(values)
+    except ValidationError as error:
+        raise UserError(f"{source}: " + "; ".join(_describe(item) for item in error.errors())) from None
+
+
+def _describe(item: Any) -> str:
+    place = ".".join(str(part) for part in item["loc"]) or "config"
+    message = item["msg"].removeprefix("Value error, ")
+    if item["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
+        known = known_fields(item["loc"][:-1])
+        return f"{place}: no such field; " + (f"fields here: {', '.join(known)}" if known else "check the name")
+    if item["type"] == "value_error":
+        return message if place == "config" else f"{place}: {message}"
+    return f"{place}: {message} (got {item['input']!r})"
+
+
+def known_fields(path: Sequence[int | str]) -> list[str]:
+    """Names of the fields of the section of `RunConfig` at `path`; empty if there is no such section."""
+    section: Any = RunConfig
+    for part in path:
+        types = {field.name: field.type for field in fields(section)}
+        section = types.get(str(part))
+        if not is_dataclass(section):
+            return []
+    return [field.name for field in fields(section)]
+
+
+@cache
+def _run_config_adapter() -> TypeAdapter[RunConfig]:
+    return TypeAdapter(RunConfig)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    return value

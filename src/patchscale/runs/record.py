@@ -1,0 +1,146 @@
+"""The run directory: the one thing that crosses from training to analysis. No torch.
+
+    runs/<study>/<run_id>/
+        config.yaml        the resolved config
+        environment.json   versions, machine, device, seeds
+        data.json          the split: counts, classes, fingerprint
+        metrics.jsonl      one row per logged step and per validation
+        status.json        queued, running, done, failed (with its kind) or interrupted
+        result.json        one row of results, written once, at the end
+        checkpoint/        what a resume needs, and the final weights
+        log.txt            what the run printed
+
+Small files are written to a temporary name and renamed; metrics.jsonl is appended to.
+"""
+
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from patchscale.config import RunConfig, load_config
+from patchscale.errors import UserError
+from patchscale.files import write_json, write_text
+
+STATES = ("queued", "running", "done", "failed", "interrupted")
+FAILURE_KINDS = ("non_finite", "out_of_memory", "data", "config", "crash")
+
+
+class RunDirectory:
+    """One run on disk."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def create(cls, runs_root: Path, study: str, config: RunConfig) -> "RunDirectory":
+        """The directory of `config` under `runs_root/study`; made and marked queued if it is new."""
+        run = cls(runs_root / study / config.run_id)
+        if not run.config_path.exists():
+            run.path.mkdir(parents=True, exist_ok=True)
+            run.write_status("queued")
+            write_text(run.config_path, config.to_yaml())
+        return run
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved config."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where checkpoints and final weights are."""
+        return self.path / "checkpoint"
+
+    @property
+    def log_path(self) -> Path:
+        """What the run printed."""
+        return self.path / "log.txt"
+
+    def config(self) -> RunConfig:
+        """Read the resolved config; raises `UserError` if this is not a run directory."""
+        if not self.config_path.exists():
+            raise UserError(f"{self.path}: not a run directory (it has no config.yaml)")
+        return load_config(self.config_path)
+
+    def status(self) -> dict[str, Any]:
+        """The last written status, at least {"state": ...}; a run whose process is gone is "interrupted"."""
+        status = self.read_json("status.json") or {"state": "queued"}
+        if status["state"] == "running" and not self.is_locked():
+            status["state"] = "interrupted"
+        return status
+
+    def write_status(self, state: str, **details: Any) -> None:
+        """Record the state, with host, process and time; `kind` and `message` accompany failed."""
+        assert state in STATES, state
+        assert state != "failed" or details.get("kind") in FAILURE_KINDS, details
+        write_json(
+            self.path / "status.json",
+            {
+                "state": state,
+                "host": socket.gethostname(),
+                "pid": os.getpid(),
+                "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+                **details,
+            },
+        )
+
+    def result(self) -> dict[str, Any] | None:
+        """The results row, or None before the end."""
+        return self.read_json("result.json")
+
+    def read_json(self, name: str) -> dict[str, Any] | None:
+        """The content of a JSON file of this run, or None if there is none."""
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+        except FileNotFoundError:
+            return None
+
+    def write_json(self, name: str, value: dict[str, Any]) -> None:
+        """Write a JSON file of this run, whole or not at all."""
+        write_json(self.path / name, value)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process; the system releases it if the process dies.
+
+        Raises `UserError` if another process holds it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with (self.path / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UserError(f"{self.path}: another process is running this run; wait for it") from None
+            yield
+
+    def is_locked(self) -> bool:
+        """Whether a living process on this machine holds the run."""
+        try:
+            with (self.path / ".lock").open("r") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
+
+
+def append_jsonl(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line in a single write."""
+    line = (json.dumps(row) + "\n").encode()
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)

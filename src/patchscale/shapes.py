@@ -1,0 +1,75 @@
+"""The built-in models as plain numbers: what their cost and their code both follow from. No torch.
+
+Sizes are those of the paper's Table 7 (arXiv 2502.03738); `nano` is for demonstrations, `test` for tests.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTShape:
+    """A plain vision transformer: class token first, learned positions for every token, biases everywhere."""
+
+    embed_dim: int
+    depth: int
+    num_heads: int
+    mlp_dim: int
+
+    architecture = "vit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdventurerShape:
+    """A Mamba-2 vision model: causal SSD mixer with a heading mean token, then SwiGLU (Adventurer)."""
+
+    embed_dim: int
+    depth: int
+    d_state: int = 64
+    headdim: int = 64
+    expand: int = 2
+    d_conv: int = 4
+    chunk_size: int = 256
+
+    architecture = "adventurer"
+
+    @property
+    def mlp_dim(self) -> int:
+        """Hidden width of SwiGLU, int(2.5 * embed_dim)."""
+        return int(2.5 * self.embed_dim)
+
+    @property
+    def d_inner(self) -> int:
+        """Width of the mixer."""
+        return self.expand * self.embed_dim
+
+    @property
+    def num_heads(self) -> int:
+        """Heads of the scan."""
+        return self.d_inner // self.headdim
+
+
+ModelShape = ViTShape | AdventurerShape
+
+SHAPES: dict[str, ModelShape] = {
+    "vit_test": ViTShape(embed_dim=32, depth=2, num_heads=2, mlp_dim=64),
+    "vit_nano": ViTShape(embed_dim=96, depth=4, num_heads=3, mlp_dim=288),
+    "vit_tiny": ViTShape(embed_dim=192, depth=12, num_heads=3, mlp_dim=768),
+    "vit_small": ViTShape(embed_dim=384, depth=12, num_heads=6, mlp_dim=1536),
+    "vit_base": ViTShape(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072),
+    "vit_large": ViTShape(embed_dim=1024, depth=24, num_heads=16, mlp_dim=4096),
+    "vit_huge": ViTShape(embed_dim=1280, depth=32, num_heads=16, mlp_dim=5120),
+    "adventurer_test": AdventurerShape(embed_dim=32, depth=4),
+    "adventurer_nano": AdventurerShape(embed_dim=96, depth=4),
+    "adventurer_tiny": AdventurerShape(embed_dim=256, depth=12),
+    "adventurer_small": AdventurerShape(embed_dim=512, depth=12),
+    "adventurer_base": AdventurerShape(embed_dim=768, depth=12),
+    "adventurer_large": AdventurerShape(embed_dim=1024, depth=24),
+    "adventurer_huge": AdventurerShape(embed_dim=1280, depth=32),
+}
+# The paper's DeiT models are plain ViTs trained with DeiT's recipe: same shapes, the paper's names.
+SHAPES |= {f"deit_{size}": SHAPES[f"vit_{size}"] for size in ("tiny", "small", "base", "large", "huge")}
+
+
+def image_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) in pixels of a square side or a pair."""
+    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
