@@ -14,7 +14,7 @@ _EXPORTS = {
     "list_models": "patchscale.models.registry",
     "estimate_cost": "patchscale.costs.estimate",
     "load_runs": "patchscale.runs.store",
-    "published": "patchscale.published.tables",
+    "published": "patchscale.published_tables.tables",
     "fit_law": "patchscale.laws.fit",
     "fit_curves": "patchscale.laws.fit",
     "write_report": "patchscale.reports.html",
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from patchscale.laws.fit import fit_law as fit_law
     from patchscale.models.registry import create_model as create_model
     from patchscale.models.registry import list_models as list_models
-    from patchscale.published.tables import published as published
+    from patchscale.published_tables.tables import published as published
     from patchscale.reports.html import write_report as write_report
     from patchscale.runs.store import load_runs as load_runs
 
