@@ -1,0 +1,5 @@
+"""`python -m patchscale` is the `patchscale` command."""
+
+from patchscale.cli.app import main
+
+main()
