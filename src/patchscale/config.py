@@ -59,9 +59,7 @@ class ModelConfig:
 class DataConfig:
     """A data set and its fixed split into train, validation and test."""
 
-    name: Literal["scenes", "fashion_mnist", "mnist", "cifar10", "cifar100", "image_folder", "mask_folder"] = (
-        "scenes"
-    )
+    name: Literal["scenes", "fashion_mnist", "mnist", "cifar10", "cifar100", "image_folder", "mask_folder"] = "scenes"
     """`scenes` ships with the package; the named sets are torchvision's; the folders are your own."""
     root: str | None = None
     """Folder of your own data; for named sets the folder they are kept in (default: the user's cache)."""
@@ -93,7 +91,7 @@ class TrainingConfig:
     """AdamW with a cosine schedule: how long, how fast, and which regularisation."""
 
     epochs: float | None = Field(default=None, gt=0)
-    """Length in passes over the training images; give either this or `steps`."""
+    """Length in passes over the training images; give either this or `steps`. One pass if neither is given."""
     steps: int | None = Field(default=None, ge=1)
     """Length in optimizer steps; give either this or `epochs`."""
     batch_size: int = Field(default=32, ge=1)
@@ -117,6 +115,12 @@ class TrainingConfig:
     """If given, an exponential moving average of the weights is kept, evaluated and saved."""
     num_validations: int = Field(default=4, ge=1)
     """Evaluations on the validation split, evenly spaced, the last after the final step."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_epoch_unless_told(cls, values: Any) -> Any:
+        given = values if isinstance(values, dict) else values.kwargs or {}
+        return given if {"epochs", "steps"} & set(given) else {**given, "epochs": 1.0}
 
     @model_validator(mode="after")
     def _one_duration(self) -> Self:
@@ -146,7 +150,7 @@ class RunConfig:
     task: Literal["classification", "segmentation"] = "classification"
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    training: TrainingConfig = Field(default_factory=lambda: TrainingConfig(epochs=1))
+    training: TrainingConfig = Field(default_factory=TrainingConfig)
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)
     seed: int = Field(default=0, ge=0)
     recipe: str = "custom"
@@ -164,14 +168,12 @@ class RunConfig:
         if self.task == "segmentation" and (self.training.mixup or self.training.cutmix):
             raise ValueError("training.mixup and training.cutmix apply to classification only; set them to 0")
         if (self.training.mixup or self.training.cutmix) and self.training.batch_size % 2:
-            raise ValueError(
-                f"mixup and cutmix need an even batch; got training.batch_size={self.training.batch_size}"
-            )
+            raise ValueError(f"mixup and cutmix need an even batch; got training.batch_size={self.training.batch_size}")
         return self
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dictionary, ready for YAML or JSON."""
-        return _plain(asdict(self))  # type: ignore[no-any-return]
+        return _plain(asdict(self))
 
     def to_yaml(self) -> str:
         """The whole resolved config as YAML."""
@@ -208,7 +210,7 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, so
     for override in overrides:
         key, value = parse_override(override)
         set_by_path(merged, key, value)
-    return validate(_run_config_adapter(), merged, source=source)  # type: ignore[no-any-return]
+    return validate(_run_config_adapter(), merged, source=source)
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

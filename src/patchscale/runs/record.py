@@ -102,7 +102,7 @@ class RunDirectory:
     def read_json(self, name: str) -> dict[str, Any] | None:
         """The content of a JSON file of this run, or None if there is none."""
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))  # type: ignore[no-any-return]
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
 
