@@ -1,0 +1,169 @@
+"""`patchscale train`: one run, started, resumed or, if it is finished, reported."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from patchscale.config import RunConfig
+from patchscale.errors import UserError
+
+if TYPE_CHECKING:
+    from patchscale.runs.record import RunDirectory
+
+
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Settings such as training.batch_size=64; they win over everything else."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of a run.")] = None,
+    recipe: Annotated[str | None, typer.Option(help="Name of a recipe; see --list-recipes.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Go on with the run in this directory.")] = None,
+    model: Annotated[str | None, typer.Option(help="model.name, such as vit_nano.")] = None,
+    patch_size: Annotated[int | None, typer.Option(help="model.patch_size, in pixels.")] = None,
+    img_size: Annotated[str | None, typer.Option(help="model.img_size in pixels: 28, or 28x56.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and augmentation.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training images.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps, instead of epochs.")] = None,
+    runs_root: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("runs"),
+    study: Annotated[str, typer.Option(help="Folder of this run under it.")] = "default",
+    list_recipes: Annotated[bool, typer.Option("--list-recipes", help="Print the recipes and stop.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the row of results as JSON.")] = False,
+) -> None:
+    """Train one model and measure it; the same settings again resume the run, or report it if it is finished.
+
+    Settings: defaults, then --recipe or --config, then flags, then a.b=c.
+    """
+    if list_recipes:
+        _print_recipes(json=json)
+        return
+    flags = {
+        "model.name": model,
+        "model.patch_size": patch_size,
+        "model.img_size": None if img_size is None else _parse_img_size(img_size),
+        "seed": seed,
+        "training.epochs": epochs,
+        "training.steps": steps,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
+    if sum(source is not None for source in (config, recipe, run_dir)) > 1:
+        raise UserError("give one of --config, --recipe and --run-dir, not several")
+    if epochs is not None and steps is not None:
+        raise UserError(f"--epochs {epochs:g} and --steps {steps}: give one of them")
+    if run_dir is not None:
+        run = _existing_run(run_dir, given, overrides or [])
+    else:
+        run = _run_for(_resolve(config, recipe, given, overrides or []), runs_root, study)
+    _train(run, json=json)
+
+
+def _resolve(config: Path | None, recipe: str | None, given: dict[str, Any], overrides: list[str]) -> RunConfig:
+    """Defaults < recipe or file < flags < overrides."""
+    from patchscale.config import build_config, read_yaml, set_by_path
+    from patchscale.recipes import recipe as recipe_config
+
+    values: dict[str, Any] = {}
+    source = "settings"
+    if config is not None:
+        values, source = read_yaml(config), str(config)
+    elif recipe is not None:
+        values, source = recipe_config(recipe).to_dict(), f"recipe {recipe}"
+    elif not given and not overrides:
+        raise UserError(
+            "nothing to train: give --config, --recipe (see --list-recipes) or --run-dir, or settings such as "
+            "--model vit_nano --img-size 32"
+        )
+    for name, value in given.items():
+        set_by_path(values, name, value)
+    return build_config(values, overrides, source=source)
+
+
+def _existing_run(run_dir: Path, given: dict[str, Any], overrides: list[str]) -> "RunDirectory":
+    """The run in `run_dir`; of its settings only `execution` may be changed."""
+    from patchscale.config import build_config, set_by_path
+    from patchscale.runs.record import RunDirectory
+
+    run = RunDirectory(run_dir)
+    config = run.config()
+    values = config.to_dict()
+    for name, value in given.items():
+        set_by_path(values, name, value)
+    changed = build_config(values, overrides, source=str(run.config_path))
+    if changed.identity != config.identity:
+        settings = ", ".join([*given, *overrides])
+        raise UserError(
+            f"{run_dir}: {settings} would make it another run; only execution.* can change here, "
+            "so leave out --run-dir to start a new run"
+        )
+    _update_execution(run, changed)
+    return run
+
+
+def _run_for(config: RunConfig, runs_root: Path, study: str) -> "RunDirectory":
+    """The directory of this config, new or existing."""
+    from patchscale.runs.record import RunDirectory
+    from patchscale.training.device import resolve_device
+
+    resolve_device(config.execution.device)  # refused before a directory is made
+    run = RunDirectory.create(runs_root, study, config)
+    _update_execution(run, config)
+    return run
+
+
+def _update_execution(run: "RunDirectory", config: RunConfig) -> None:
+    """Let the given `execution` settings hold for this attempt."""
+    from patchscale.files import write_text
+
+    if run.config() != config and not run.is_locked():
+        write_text(run.config_path, config.to_yaml())
+
+
+def _train(run: "RunDirectory", *, json: bool) -> None:
+    from patchscale.cli.output import print_json
+    from patchscale.cli.progress import watch
+    from patchscale.training.interrupt import Interrupted
+    from patchscale.training.loop import run_training
+
+    with watch() as watcher:
+        if run.result() is not None:
+            watcher.message(f"{run.path}: finished before, nothing to run")
+        try:
+            row = run_training(run, progress=watcher)
+        except Interrupted as interruption:
+            watcher.message(str(interruption))
+            raise typer.Exit(interruption.exit_code) from None
+    if json:
+        print_json({**row, "path": str(run.path)})
+    else:
+        print(_summary(row, run.path))
+
+
+def _summary(row: dict[str, Any], path: Path) -> str:
+    return (
+        f"{row['model']} patch {row['patch_size']} at {row['img_size']} px, seed {row['seed']}: "
+        f"{row['metric_name']} {100 * row['metric']:.2f}%, test loss {row['test_loss']:.4f} "
+        f"after {row['epochs']:.3g} epochs in {row['wall_time_s']:.0f} s -> {path}"
+    )
+
+
+def _parse_img_size(text: str) -> int | list[int]:
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UserError(f"--img-size {text!r}: give pixels, one side (28) or height x width (28x56)")
+    return int(text) if len(sides) == 1 else [int(side) for side in sides]
+
+
+def _print_recipes(*, json: bool) -> None:
+    from patchscale.cli.output import print_json, print_table
+    from patchscale.recipes import RECIPES
+
+    rows = []
+    for name, make in RECIPES.items():
+        config = make()
+        about = (make.__doc__ or "").strip().partition("\n")[0]
+        rows.append({"recipe": name, "task": config.task, "model": config.model.name, "about": about})
+    if json:
+        print_json(rows)
+    else:
+        print_table(rows)

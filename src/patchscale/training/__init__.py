@@ -1,0 +1,14 @@
+"""Training one run: `loop.py` reads top to bottom, its neighbours each hold one part of it.
+
+loop.py        batch, forward, backward, clip, step, log, validate, save
+batches.py     which images make up which step, and the processes that load them
+optim.py       AdamW, weight-decay groups, learning rate
+checkpoint.py  what a resume needs, and the final weights
+evaluate.py    one pass over a split; rebuilding a trained run
+diagnose.py    the first tensor that stopped being finite
+failures.py    how an attempt ended, in status.json
+interrupt.py   Ctrl-C and SIGTERM: finish the step, save, stop
+journal.py     metrics.jsonl, log.txt and whoever watches
+device.py      device, precision, threads, memory
+summary.py     environment.json and result.json
+"""

@@ -1,0 +1,68 @@
+"""How an attempt at a run ended: every exception becomes a state in status.json and, if need be, a `RunFailed`."""
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from patchscale.config import RunConfig
+from patchscale.errors import RunFailed, UserError
+from patchscale.runs.record import RunDirectory
+from patchscale.training.interrupt import Interrupted
+from patchscale.training.journal import Journal
+
+# How torch's CPU, CUDA and MPS allocators say it where they have no exception of their own.
+_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+
+
+@contextmanager
+def ending_recorded(run: RunDirectory, config: RunConfig, journal: Journal) -> Iterator[None]:
+    """Record failed (with its kind) or interrupted.
+
+    A user's mistake passes through, anything else that is not an interruption comes out as `RunFailed`.
+    """
+    try:
+        yield
+    except UserError as error:
+        _record_failure(run, journal, "config", str(error))
+        raise
+    except KeyboardInterrupt as error:
+        message = str(error) if isinstance(error, Interrupted) else "stopped at once; the last step is lost"
+        run.write_status("interrupted", message=message)
+        journal.say(message)
+        raise
+    except Exception as error:
+        failure = _as_failure(error, config)
+        _record_failure(run, journal, failure.kind, str(failure))
+        journal.keep(traceback.format_exc())
+        if failure is error:
+            raise
+        raise failure from error
+
+
+def _record_failure(run: RunDirectory, journal: Journal, kind: str, message: str) -> None:
+    run.write_status("failed", kind=kind, message=message)
+    journal.keep(f"failed ({kind}): {message}")
+
+
+def _as_failure(error: Exception, config: RunConfig) -> RunFailed:
+    if isinstance(error, RunFailed):
+        return error
+    if _is_out_of_memory(error):
+        training = config.training
+        advice = [f"lower training.batch_size (now {training.batch_size})", "use a larger model.patch_size"]
+        if training.precision == "fp32":
+            advice.append("set training.precision=bf16")
+        return RunFailed("out_of_memory", f"out of memory; {', or '.join(advice)} ({_first_line(error)})")
+    return RunFailed("crash", f"{type(error).__name__}: {_first_line(error)} (traceback in log.txt)")
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__

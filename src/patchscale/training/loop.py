@@ -1,0 +1,173 @@
+"""The training loop: batch, forward, backward, clip, step, log, validate, save.
+
+Randomness is a function of (seed, step) and (seed, epoch, index), so a resumed run repeats the undisturbed one
+without any saved generator state; on a CPU it does so bit for bit.
+"""
+
+import math
+import time
+from typing import Any
+
+import torch
+from torch.nn.utils import clip_grad_norm_
+
+from patchscale.config import RunConfig
+from patchscale.errors import RunFailed
+from patchscale.runs.record import RunDirectory
+from patchscale.training.checkpoint import (
+    LAST,
+    WEIGHTS,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+    save_weights,
+)
+from patchscale.training.device import peak_memory_bytes, resolve_device, torch_settings
+from patchscale.training.diagnose import first_non_finite
+from patchscale.training.failures import ending_recorded
+from patchscale.training.interrupt import Interrupted, StopSignals
+from patchscale.training.journal import Journal, Watcher, truncate_metrics
+from patchscale.training.optim import learning_rate_at
+from patchscale.training.setup import Setup, set_up
+from patchscale.training.summary import record_environment, result_row, weights_metadata
+
+
+def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[str, Any]:
+    """Train the run in this directory to its end, from its checkpoint if it has one; return its row of results.
+
+    A finished run is returned as it is. Raises `UserError` (wrong config, damaged checkpoint, run held by another
+    process), `RunFailed` (with its kind) or `Interrupted`; status.json then says the same.
+    """
+    config = run.config()
+    device = resolve_device(config.execution.device)
+    journal = Journal(run, progress or Watcher())
+    with (
+        run.lock(),
+        StopSignals() as signals,
+        ending_recorded(run, config, journal),
+        torch_settings(config.execution, device),
+    ):
+        # In this order a kill at any point leaves a directory from which the next call reaches the same end.
+        result = run.result()
+        if result is None:
+            result = _train(run, config, device, journal, signals)
+            run.write_json("result.json", result)
+        if run.status()["state"] != "done":
+            run.write_status("done")
+        (run.checkpoint_dir / LAST).unlink(missing_ok=True)
+        return result
+
+
+def _train(
+    run: RunDirectory, config: RunConfig, device: torch.device, journal: Journal, signals: StopSignals
+) -> dict[str, Any]:
+    """From the last checkpoint to the final weights; returns the row of results, unwritten."""
+    started = time.perf_counter()
+    training, execution = config.training, config.execution
+    setup = set_up(config, device)
+    task, state, steps = setup.task, setup.state, setup.steps
+    validation_steps = {round(steps * k / training.num_validations) for k in range(1, training.num_validations + 1)}
+
+    # Go on where an earlier attempt stopped.
+    remove_leftovers(run.checkpoint_dir)
+    resumed = load_checkpoint(run.checkpoint_dir / LAST, state, config.identity)
+    totals = state.totals
+    earlier_time_s = totals.wall_time_s
+    truncate_metrics(run.metrics_path, totals.step)
+    record_environment(run, config, device, first_step=totals.step)
+    run.write_json("data.json", setup.splits.record)
+    run.write_status("running", step=totals.step, steps=steps)
+    journal.say(f"{'resumed at' if resumed else 'starting at'} step {totals.step} of {steps} on {device.type}")
+
+    def measure() -> None:
+        totals.wall_time_s = earlier_time_s + time.perf_counter() - started
+        totals.peak_memory_bytes = max(totals.peak_memory_bytes, peak_memory_bytes(device))
+
+    todo = range(totals.step, steps)
+    saved_at = lap = time.perf_counter()
+    for step, (images, targets) in zip(todo, setup.batches(todo), strict=True):
+        # Forward, backward, clip.
+        learning_rate = learning_rate_at(step, steps, training)
+        for group in state.optimizer.param_groups:
+            group["lr"] = learning_rate
+        loss = setup.loss(step, images, targets)
+        loss.backward()
+        norm = clip_grad_norm_(task.parameters(), training.clip_grad_norm or math.inf)
+
+        # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
+        loss_value, grad_norm = torch.stack([loss.detach().float(), norm.float()]).tolist()
+        if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
+            raise _non_finite(setup, step, loss_value, learning_rate)
+
+        # Step.
+        state.optimizer.step()
+        state.optimizer.zero_grad()
+        if state.ema is not None:
+            state.ema.update(task, step=step + 1)
+
+        # Log.
+        now = time.perf_counter()
+        totals.add_step(loss_value, now - lap, is_final=step >= steps - math.ceil(steps / 10))
+        done = totals.step
+        epoch = done * training.batch_size / len(setup.splits.train)
+        journal.watcher.step_done(done, steps, loss_value)
+        if done % execution.log_every_steps == 0 or done == steps:
+            measure()
+            journal.row(
+                "train",
+                done,
+                epoch=epoch,
+                learning_rate=learning_rate,
+                grad_norm=grad_norm,
+                wall_time_s=totals.wall_time_s,
+                **totals.take_window(training.batch_size),
+            )
+
+        # Validate.
+        if done in validation_steps:
+            totals.validation = setup.evaluate(setup.splits.val)
+            _require_finite(totals.validation, "validation", done)
+            measure()
+            journal.row("val", done, epoch=epoch, wall_time_s=totals.wall_time_s, **totals.validation)
+            journal.say(_validation_words(done, steps, totals.validation, task.metric_name))
+
+        # Save.
+        if done == steps or signals.received or time.perf_counter() - saved_at >= execution.checkpoint_every_s:
+            measure()
+            save_checkpoint(run.checkpoint_dir / LAST, state, config.identity)
+            run.write_status("running", step=done, steps=steps)
+            saved_at = time.perf_counter()
+        if signals.received:
+            again = f"patchscale train --run-dir {run.path}"
+            raise Interrupted(signals.received, f"stopped at step {done} of {steps}, saved; go on with: {again}")
+        lap = time.perf_counter()
+
+    # The test split is looked at once, after the last step.
+    test = setup.evaluate(setup.splits.test)
+    _require_finite(test, "test", steps)
+    measure()
+    save_weights(run.checkpoint_dir / WEIGHTS, state.evaluated, weights_metadata(config))
+    journal.say(f"done: test {task.metric_name} {test['metric']:.4f}, test loss {test['loss']:.4f}")
+    return result_row(setup, test)
+
+
+def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float) -> RunFailed:
+    """Repeat the step to name the first bad tensor; the batch is fetched anew because mixing writes to it."""
+    ((images, targets),) = setup.batches(range(step, step + 1), num_workers=0)
+    first = first_non_finite(setup.task, images, lambda: setup.loss(step, images, targets))
+    what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
+    return RunFailed(
+        "non_finite",
+        f"non-finite {what} at step {step + 1} of {setup.steps}; first non-finite tensor: {first}; "
+        f"learning rate {learning_rate:.3g}: lower training.learning_rate or check the data",
+    )
+
+
+def _require_finite(measured: dict[str, Any], split: str, step: int) -> None:
+    if not math.isfinite(measured["loss"]):
+        message = f"loss on the {split} split is {measured['loss']} after step {step}; lower training.learning_rate"
+        raise RunFailed("non_finite", message)
+
+
+def _validation_words(step: int, steps: int, measured: dict[str, Any], metric_name: str) -> str:
+    return f"step {step} of {steps}: val {metric_name} {measured['metric']:.4f}, val loss {measured['loss']:.4f}"

@@ -1,0 +1,111 @@
+"""What a run starts with, all of it from the config and its seed: data, model, optimizer, and the loss of a step."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from patchscale.config import RunConfig
+from patchscale.costs.estimate import Cost, estimate_cost
+from patchscale.data.datasets import Splits, load_splits
+from patchscale.data.seeding import seeded
+from patchscale.tasks import Task, build_task
+from patchscale.training.batches import Batch, TrainingOrder, load_batches, number_of_steps
+from patchscale.training.checkpoint import Totals, TrainingState
+from patchscale.training.device import autocast
+from patchscale.training.evaluate import evaluate
+from patchscale.training.optim import build_optimizer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """The parts of one run."""
+
+    config: RunConfig
+    device: torch.device
+    splits: Splits
+    cost: Cost
+    steps: int
+    order: TrainingOrder
+    mixup: Mixup | None
+    task: Task
+    state: TrainingState
+
+    def loss(self, step: int, images: Tensor, targets: Tensor) -> Tensor:
+        """Training loss of `step`; drop path and mixing are drawn from (seed, step). May write to `images`."""
+        with seeded(self.config.seed, "step", step), autocast(self.device, self.config.training.precision):
+            if self.mixup is not None:
+                images, targets = self.mixup(images, targets)
+            loss: Tensor = self.task(images, targets)["loss"]
+            return loss
+
+    def batches(self, steps: range, *, num_workers: int | None = None) -> Iterator[Batch]:
+        """The training batches of `steps`, on the device."""
+        if num_workers is None:
+            num_workers = self.config.execution.num_workers
+        return load_batches(self.splits.train, self.order, steps, num_workers=num_workers, device=self.device)
+
+    def evaluate(self, dataset: Dataset[Any]) -> dict[str, Any]:
+        """Loss and metric on a split, with the moving average of the weights if there is one."""
+        return evaluate(
+            self.state.evaluated,
+            dataset,
+            batch_size=self.config.training.batch_size,
+            device=self.device,
+            precision=self.config.training.precision,
+            num_workers=self.config.execution.num_workers,
+        )
+
+
+def set_up(config: RunConfig, device: torch.device) -> Setup:
+    """Load the data and build everything at step 0; raises `UserError` for what the config asks in vain."""
+    training = config.training
+    splits = load_splits(config)
+    with seeded(config.seed, "init"):
+        task = build_task(config, splits)
+    task.to(device).train()
+    return Setup(
+        config=config,
+        device=device,
+        splits=splits,
+        cost=estimate_cost(  # before training, so that a model without a known cost is refused early
+            config.model.name,
+            patch_size=config.model.patch_size,
+            img_size=config.model.img_size,
+            num_classes=splits.num_classes,
+            task=config.task,
+        ),
+        steps=number_of_steps(training, len(splits.train)),
+        order=TrainingOrder(config.seed, len(splits.train), training.batch_size),
+        mixup=_mixup(config, splits.num_classes),
+        task=task,
+        state=TrainingState(
+            task=task,
+            optimizer=build_optimizer(task, training),
+            ema=_moving_average(task, training.ema_decay),
+            totals=Totals(),
+        ),
+    )
+
+
+def _mixup(config: RunConfig, num_classes: int) -> Mixup | None:
+    """timm's Mixup: one of mixup and cutmix for every batch, label smoothing folded into the targets."""
+    training = config.training
+    if not (training.mixup or training.cutmix):
+        return None
+    return Mixup(
+        mixup_alpha=training.mixup,
+        cutmix_alpha=training.cutmix,
+        label_smoothing=training.label_smoothing,
+        num_classes=num_classes,
+    )
+
+
+def _moving_average(task: Task, decay: float | None) -> ModelEmaV3 | None:
+    """timm's moving average with its warm-up of the decay, so that short runs are not held by their first weights."""
+    return None if decay is None else ModelEmaV3(task, decay=decay, use_warmup=True)

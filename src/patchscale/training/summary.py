@@ -1,0 +1,158 @@
+"""What is written about a run: where it ran (environment.json) and what came out (result.json)."""
+
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from patchscale.config import RunConfig
+from patchscale.models.parameters import count_parameters
+from patchscale.runs.record import RunDirectory
+from patchscale.shapes import image_height_width
+from patchscale.training.device import cpu_name, device_name, peak_memory_kind
+from patchscale.training.setup import Setup
+
+_PACKAGES = ("patchscale", "torch", "torchvision", "timm", "numpy")
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the numbers."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def record_environment(run: RunDirectory, config: RunConfig, device: torch.device, first_step: int) -> None:
+    """Write environment.json: this attempt in full, earlier ones (before a resume) in short."""
+    earlier = run.read_json("environment.json") or {}
+    attempt = {
+        "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "host": platform.node(),
+        "first_step": first_step,
+        "device": device.type,
+        "device_name": device_name(device),
+        "num_threads": torch.get_num_threads(),
+    }
+    run.write_json(
+        "environment.json",
+        {
+            **attempt,
+            "versions": versions(),
+            "cuda": torch.version.cuda if device.type == "cuda" else None,
+            "platform": platform.platform(),
+            "cpu": cpu_name(),
+            "git_commit": _git_commit(),
+            "seed": config.seed,
+            "argv": sys.argv,
+            "attempts": [*earlier.get("attempts", []), attempt],
+        },
+    )
+
+
+def _git_commit() -> str | None:
+    """Commit of the package's own repository, with "+changes" if files differ; None if it is not in one."""
+    here = Path(__file__)
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(here.parent), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", here.name)  # installed inside somebody else's repository?
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def weights_metadata(config: RunConfig) -> dict[str, str]:
+    """What the header of the final weights says: whose they are, and whether they are a moving average."""
+    return {
+        "patchscale": version("patchscale"),
+        "run_id": config.run_id,
+        "weights": weights_kind(config),
+        "task": config.task,
+        "model": config.model.name,
+        "patch_size": str(config.model.patch_size),
+        "img_size": str(_img_size(config.model.img_size)),
+        "pos_embed": config.model.pos_embed,
+    }
+
+
+def weights_kind(config: RunConfig) -> str:
+    """Which weights are evaluated and saved: "ema" (the moving average) or "raw"."""
+    return "raw" if config.training.ema_decay is None else "ema"
+
+
+def _img_size(img_size: int | tuple[int, int]) -> int | str:
+    """A number for a square, "HxW" for a rectangle."""
+    height, width = image_height_width(img_size)
+    return height if height == width else f"{height}x{width}"
+
+
+def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
+    """The one flat row of a finished run.
+
+    Losses are plain cross-entropy except `train_loss`, the mean training loss of the last tenth of the steps, with
+    whatever augmentation, smoothing and mixing the config asks for. FLOPs are 2 x MACs; training counts three forward
+    passes per image seen. `metric` and `test_*` are the test split, `val_*` the validation split after the last step.
+    """
+    config, splits, task, cost, totals = setup.config, setup.splits, setup.task, setup.cost, setup.state.totals
+    model, training = config.model, config.training
+    params = count_parameters(task)
+    images_seen = totals.step * training.batch_size
+    train_images = len(splits.train)
+    return {
+        "run_id": config.run_id,
+        "status": "done",
+        "task": config.task,
+        "dataset": config.data.name,
+        "model": model.name,
+        "architecture": task.backbone.architecture,
+        "img_size": _img_size(model.img_size),
+        "patch_size": model.patch_size,
+        "tokens": cost.tokens,
+        "seed": config.seed,
+        "params_total": params["total"],
+        "params_backbone": params["backbone"],
+        "params_pos_embed": params["pos_embed"],
+        "flops_forward_per_image": cost.flops_forward,
+        "flops_train_total": cost.flops_train * images_seen,
+        "epochs": images_seen / train_images,
+        "steps": totals.step,
+        "images_seen": images_seen,
+        "train_images": train_images,
+        "val_images": len(splits.val),
+        "test_images": len(splits.test),
+        "num_classes": splits.num_classes,
+        "train_loss": totals.final_loss / totals.final_steps,
+        "val_loss": totals.validation["loss"],
+        "val_metric": totals.validation["metric"],
+        "test_loss": test["loss"],
+        "metric_name": task.metric_name,
+        "metric": test["metric"],
+        **{f"test_{name}": value for name, value in test.items() if name not in ("loss", "metric")},
+        "wall_time_s": totals.wall_time_s,
+        "train_time_s": totals.train_time_s,
+        "train_images_per_s": images_seen / totals.train_time_s,
+        "peak_memory_bytes": totals.peak_memory_bytes,
+        "peak_memory_kind": peak_memory_kind(setup.device),
+        "device": setup.device.type,
+        "device_name": device_name(setup.device),
+        "precision": training.precision,
+        "ssd_backend": getattr(task.backbone, "ssd_backend", None),
+        "pos_embed": model.pos_embed,
+        "weights": weights_kind(config),
+        "recipe": config.recipe,
+        "eval_protocol": task.eval_protocol,
+        "versions": versions(),
+    }
