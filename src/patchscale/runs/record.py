@@ -17,11 +17,12 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from patchscale.config import RunConfig, load_config
 from patchscale.errors import UserError
@@ -74,16 +75,30 @@ class RunDirectory:
         return load_config(self.config_path)
 
     def status(self) -> dict[str, Any]:
-        """The last written status, at least {"state": ...}; a run whose process is gone is "interrupted"."""
+        """The last written status, at least {"state": ...}; a run whose process is gone is "interrupted".
+
+        Raises `UserError` if status.json is not one of ours.
+        """
         status = self.read_json("status.json") or {"state": "queued"}
+        if status.get("state") not in STATES:
+            raise UserError(f"{self.path / 'status.json'}: not a run's status (state is {status.get('state')!r})")
         if status["state"] == "running" and not self.is_locked():
-            status["state"] = "interrupted"
+            # Read again: the run may have ended between the two looks, having written its last state first.
+            status = self.read_json("status.json") or status
+            if status["state"] == "running":
+                status["state"] = "interrupted"
         return status
 
     def write_status(self, state: str, **details: Any) -> None:
-        """Record the state, with host, process and time; `kind` and `message` accompany failed."""
+        """Record the state, with host, process and time; `kind` and `message` accompany failed.
+
+        The `step` reached and the number of `steps` stay known when the run stops.
+        """
         assert state in STATES, state
         assert state != "failed" or details.get("kind") in FAILURE_KINDS, details
+        with suppress(UserError):
+            before = self.read_json("status.json") or {}
+            details = {name: before[name] for name in ("step", "steps") if name in before} | details
         write_json(
             self.path / "status.json",
             {
@@ -100,11 +115,17 @@ class RunDirectory:
         return self.read_json("result.json")
 
     def read_json(self, name: str) -> dict[str, Any] | None:
-        """The content of a JSON file of this run, or None if there is none."""
+        """The content of a JSON file of this run, or None if there is none; raises `UserError` if it is damaged."""
+        path = self.path / name
         try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
+            value = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: cannot be read ({error}); delete it and the run is done again") from None
+        if not isinstance(value, dict):
+            raise UserError(f"{path}: expected a JSON object, got {type(value).__name__}")
+        return value
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of this run, whole or not at all."""
@@ -118,10 +139,8 @@ class RunDirectory:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise UserError(f"{self.path}: another process is running this run; wait for it") from None
+            if not _try_lock(file, patience_s=0.5):
+                raise UserError(f"{self.path}: another process is running this run; wait for it")
             yield
 
     def is_locked(self) -> bool:
@@ -134,6 +153,20 @@ class RunDirectory:
         except BlockingIOError:
             return True
         return False
+
+
+def _try_lock(file: IO[str], *, patience_s: float) -> bool:
+    """Take the lock, or give up after `patience_s`: whoever asks `is_locked` holds it for an instant."""
+    deadline = time.monotonic() + patience_s
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.01)
+        else:
+            return True
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:

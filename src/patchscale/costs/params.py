@@ -1,0 +1,51 @@
+"""Exact parameter counts of the built-in models, part by part.
+
+Position tables and heads are parts of their own, because published counts differ in whether they include them: a
+position table is 28 % of Adventurer-Base at patch 1 and 224 pixels.
+"""
+
+from patchscale.shapes import AdventurerShape, ModelShape, ViTShape
+
+
+def backbone_params(
+    shape: ModelShape, *, tokens: int, patch_size: int, pos_embed: str = "learned", in_channels: int = 3
+) -> dict[str, int]:
+    """Parameters by part, without a head; a fixed sine-cosine position table has none."""
+    D = shape.embed_dim
+    parts = {
+        "patch_embed": (in_channels * patch_size**2 + 1) * D,
+        "cls_token": D,
+        "pos_embed": (tokens + 1) * D if pos_embed == "learned" else 0,
+    }
+    return parts | (_vit_params(shape) if isinstance(shape, ViTShape) else _adventurer_params(shape))
+
+
+def head_params(embed_dim: int, *, num_classes: int) -> int:
+    """A linear layer with bias; none for `num_classes=0`."""
+    return (embed_dim + 1) * num_classes
+
+
+def _vit_params(shape: ViTShape) -> dict[str, int]:
+    D, m = shape.embed_dim, shape.mlp_dim
+    return {
+        "attention": shape.depth * (4 * D * D + 4 * D),
+        "mlp": shape.depth * (2 * D * m + m + D),
+        "norm": shape.depth * 4 * D + 2 * D,  # LayerNorm: weight and bias; two a block, one at the end
+    }
+
+
+def _adventurer_params(shape: AdventurerShape) -> dict[str, int]:
+    D, m, E, H = shape.embed_dim, shape.mlp_dim, shape.d_inner, shape.num_heads
+    conv_channels = E + 2 * shape.d_state
+    mixer = (
+        D * (2 * E + 2 * shape.d_state + H)  # in_proj, no bias
+        + conv_channels * (shape.d_conv + 1)
+        + 3 * H  # dt_bias, A_log, D
+        + E  # the gated norm
+        + E * D  # out_proj, no bias
+    )
+    return {
+        "mixer": shape.depth * mixer,
+        "mlp": shape.depth * (3 * D * m + 2 * m + D),
+        "norm": shape.depth * 2 * D + D,  # RMSNorm: weight only
+    }
