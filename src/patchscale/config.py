@@ -269,6 +269,15 @@ def validate(adapter: TypeAdapter[Any], values: Any, *, source: str) -> Any:
         raise UserError(f"{source}: " + "; ".join(_describe(item) for item in error.errors())) from None
 
 
+def config_problems(values: Mapping[str, Any]) -> list[str]:
+    """Every mistake in the nested values of a run, each in words; none if they make a `RunConfig`."""
+    try:
+        _run_config_adapter().validate_python(values)
+    except ValidationError as error:
+        return [_describe(item) for item in error.errors()]
+    return []
+
+
 def _describe(item: Any) -> str:
     place = ".".join(str(part) for part in item["loc"]) or "config"
     message = item["msg"].removeprefix("Value error, ")
