@@ -8,10 +8,12 @@ from collections.abc import Callable
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
 from patchscale.recipes.fashion_mnist import fashion_mnist, fashion_mnist_adventurer
+from patchscale.recipes.quickstart import scenes_segmentation
 
 RECIPES: dict[str, Callable[[], RunConfig]] = {
     "fashion-mnist": fashion_mnist,
     "fashion-mnist-adventurer": fashion_mnist_adventurer,
+    "scenes-segmentation": scenes_segmentation,
 }
 
 
