@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import pytest
@@ -114,7 +115,7 @@ def test_final_weights_round_trip_with_their_metadata(tmp_path):
     load_weights(path, loaded.task)
     assert all(torch.equal(a, b) for a, b in zip(saved.task.parameters(), loaded.task.parameters(), strict=True))
     with safe_open(path, framework="pt") as file:
-        assert file.metadata() == {"format": "pt", "weights": "ema"}
+        assert json.loads(file.metadata()["patchscale"]) == {"weights": "ema"}
 
 
 def test_damaged_or_unfitting_weights_are_named(tmp_path):

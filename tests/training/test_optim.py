@@ -1,3 +1,4 @@
+import itertools
 import json
 from pathlib import Path
 
@@ -45,7 +46,7 @@ def test_learning_rate_rises_linearly_then_falls_to_the_minimum_at_the_last_step
     assert rates[0] == 1e-6
     assert rise == pytest.approx([(1e-3 - 1e-6) / 10] * 10)
     assert rates[10] == max(rates) == 1e-3
-    assert all(a > b for a, b in zip(rates[10:], rates[11:], strict=False))
+    assert all(a > b for a, b in itertools.pairwise(rates[10:]))
     assert rates[-1] == pytest.approx(1e-5)
 
 

@@ -105,7 +105,9 @@ def _run_for(config: RunConfig, runs_root: Path, study: str) -> "RunDirectory":
     from patchscale.runs.record import RunDirectory
     from patchscale.training.device import resolve_device
 
-    resolve_device(config.execution.device)  # refused before a directory is made
+    # An unknown model or a missing device is refused before a directory is made.
+    _cost_words(config)
+    resolve_device(config.execution.device)
     run = RunDirectory.create(runs_root, study, config)
     _update_execution(run, config)
     return run
@@ -126,6 +128,7 @@ def _train(run: "RunDirectory", *, json: bool) -> None:
     from patchscale.training.loop import run_training
 
     with watch() as watcher:
+        watcher.message(_cost_words(run.config()))
         if run.result() is not None:
             watcher.message(f"{run.path}: finished before, nothing to run")
         try:
@@ -137,6 +140,28 @@ def _train(run: "RunDirectory", *, json: bool) -> None:
         print_json({**row, "path": str(run.path)})
     else:
         print(_summary(row, run.path))
+
+
+def _cost_words(config: RunConfig) -> str:
+    """What the model costs, in a line; raises `UserError` for an unknown model."""
+    from patchscale.costs.estimate import estimate_cost
+
+    model = config.model
+    cost = estimate_cost(
+        model.name,
+        patch_size=model.patch_size,
+        img_size=model.img_size,
+        num_classes=0,
+        pos_embed=model.pos_embed,
+    )
+    return (
+        f"{model.name}, patch {model.patch_size} at {_size(model.img_size)} px: {cost.tokens:,} tokens, "
+        f"{cost.params_total / 1e6:.3g} M parameters, {cost.flops_forward / 1e9:.3g} GFLOPs an image, without head"
+    )
+
+
+def _size(img_size: int | tuple[int, int]) -> str:
+    return f"{img_size}" if isinstance(img_size, int) else "x".join(str(side) for side in img_size)
 
 
 def _summary(row: dict[str, Any], path: Path) -> str:

@@ -4,6 +4,7 @@
 function of (seed, step). `checkpoint/model.safetensors` is written once, at the end.
 """
 
+import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,14 @@ def remove_leftovers(folder: Path) -> None:
         leftover.unlink(missing_ok=True)
 
 
-def save_weights(path: Path, task: nn.Module, metadata: dict[str, str]) -> None:
-    """Write the task's weights (backbone and head) as safetensors, with `metadata` in the header."""
+def save_weights(path: Path, task: nn.Module, metadata: dict[str, Any]) -> None:
+    """Write the task's weights (backbone and head) as safetensors, with `metadata` as JSON in the header.
+
+    One header entry, because safetensors writes several in random order: equal weights make equal files.
+    """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
     with atomic_write(path, "wb") as file:
-        file.write(safetensors.torch.save(tensors, metadata={"format": "pt", **metadata}))
+        file.write(safetensors.torch.save(tensors, metadata={"patchscale": json.dumps(metadata)}))
 
 
 def load_weights(path: Path, task: nn.Module) -> None:

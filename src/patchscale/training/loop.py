@@ -12,7 +12,7 @@ import torch
 from torch.nn.utils import clip_grad_norm_
 
 from patchscale.config import RunConfig
-from patchscale.errors import RunFailed
+from patchscale.errors import RunFailed, UserError
 from patchscale.runs.record import RunDirectory
 from patchscale.training.checkpoint import (
     LAST,
@@ -71,6 +71,8 @@ def _train(
     # Go on where an earlier attempt stopped.
     remove_leftovers(run.checkpoint_dir)
     resumed = load_checkpoint(run.checkpoint_dir / LAST, state, config.identity)
+    if resumed:
+        _require_same_data(run, setup.splits.record)
     totals = state.totals
     earlier_time_s = totals.wall_time_s
     truncate_metrics(run.metrics_path, totals.step)
@@ -161,6 +163,16 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float) -> R
         f"non-finite {what} at step {step + 1} of {setup.steps}; first non-finite tensor: {first}; "
         f"learning rate {learning_rate:.3g}: lower training.learning_rate or check the data",
     )
+
+
+def _require_same_data(run: RunDirectory, record: dict[str, Any]) -> None:
+    """A resumed run must go on with the images it began with."""
+    before = run.read_json("data.json")
+    if before and before["fingerprint"] != record["fingerprint"]:
+        raise UserError(
+            f"{run.path}: the data has changed since this run began (fingerprint {before['fingerprint'][:12]}, now "
+            f"{record['fingerprint'][:12]}); restore it, or move {run.checkpoint_dir / LAST} away to start afresh"
+        )
 
 
 def _require_finite(measured: dict[str, Any], split: str, step: int) -> None:

@@ -79,6 +79,7 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
             img_size=config.model.img_size,
             num_classes=splits.num_classes,
             task=config.task,
+            pos_embed=config.model.pos_embed,
         ),
         steps=number_of_steps(training, len(splits.train)),
         order=TrainingOrder(config.seed, len(splits.train), training.batch_size),

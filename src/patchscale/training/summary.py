@@ -17,12 +17,12 @@ from patchscale.shapes import image_height_width
 from patchscale.training.device import cpu_name, device_name, peak_memory_kind
 from patchscale.training.setup import Setup
 
-_PACKAGES = ("patchscale", "torch", "torchvision", "timm", "numpy")
+_PACKAGES = ("patchscale", "torchvision", "timm", "numpy")
 
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}  # torch with its build, as +cu132
     for package in _PACKAGES:
         try:
             found[package] = version(package)
@@ -74,16 +74,16 @@ def _git_commit() -> str | None:
         return None
 
 
-def weights_metadata(config: RunConfig) -> dict[str, str]:
+def weights_metadata(config: RunConfig) -> dict[str, Any]:
     """What the header of the final weights says: whose they are, and whether they are a moving average."""
     return {
-        "patchscale": version("patchscale"),
+        "version": version("patchscale"),
         "run_id": config.run_id,
         "weights": weights_kind(config),
         "task": config.task,
         "model": config.model.name,
-        "patch_size": str(config.model.patch_size),
-        "img_size": str(_img_size(config.model.img_size)),
+        "patch_size": config.model.patch_size,
+        "img_size": _img_size(config.model.img_size),
         "pos_embed": config.model.pos_embed,
     }
 

@@ -1,0 +1,95 @@
+"""Runs that cannot finish say why, and the directory remembers it."""
+
+import multiprocessing
+import resource
+from pathlib import Path
+
+import pytest
+import torch
+
+from patchscale.errors import RunFailed, UserError
+from patchscale.training.loop import run_training
+
+
+def test_divergence_names_the_step_and_the_tensor(make_run):
+    run = make_run("training.learning_rate=1e30", "training.steps=40")
+    with pytest.raises(RunFailed, match=r"non-finite .* at step \d+ of 40; first non-finite tensor: ") as caught:
+        run_training(run)
+    assert caught.value.kind == "non_finite"
+    assert "backbone." in str(caught.value)
+    status = run.status()
+    assert (status["state"], status["kind"], status["message"]) == ("failed", "non_finite", str(caught.value))
+    assert run.result() is None
+    # It does so again, from the checkpoint or from the beginning.
+    with pytest.raises(RunFailed) as again:
+        run_training(run)
+    assert str(again.value) == str(caught.value)
+
+
+def test_poisoned_weights_are_found_in_the_checkpoint(make_run):
+    run = make_run("execution.checkpoint_every_s=0")
+    from patchscale.training import checkpoint
+
+    class Stop(Exception):
+        pass
+
+    # Train two steps, then poison one weight of the checkpoint as a failing disk or GPU would.
+    path = run.checkpoint_dir / checkpoint.LAST
+
+    from patchscale.training.journal import Watcher
+
+    class StopAtThree(Watcher):
+        def step_done(self, step, total_steps, loss):
+            if step == 3:
+                raise Stop
+
+    with pytest.raises(RunFailed, match=r"^Stop: Stop \(traceback in log\.txt\)") as crashed:
+        run_training(run, progress=StopAtThree())
+    assert crashed.value.kind == "crash"
+    assert "Traceback" in run.log_path.read_text()
+    saved = torch.load(path, weights_only=True)
+    name = next(name for name in saved["task"] if name.endswith("blocks.1.norm1.weight"))
+    saved["task"][name][0] = float("nan")
+    torch.save(saved, path)
+    with pytest.raises(RunFailed, match=f"at step 3 of 12; first non-finite tensor: nan in parameter {name}"):
+        run_training(run)
+
+
+def _train_in_little_memory(run, spare_bytes):
+    with Path("/proc/self/status").open(encoding="utf-8") as file:
+        used = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmSize"))
+    resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, used + spare_bytes))
+    try:
+        run_training(run)
+    except RunFailed as failure:
+        raise SystemExit(7 if failure.kind == "out_of_memory" else 8) from None
+
+
+def test_out_of_memory_comes_with_advice(make_run):
+    run = make_run("model.patch_size=1", "model.img_size=32", "training.batch_size=256", "training.steps=2")
+    process = multiprocessing.get_context("fork").Process(target=_train_in_little_memory, args=(run, 200 * 2**20))
+    process.start()
+    process.join()
+    assert process.exitcode == 7, run.status()
+    status = run.status()
+    assert (status["state"], status["kind"]) == ("failed", "out_of_memory")
+    assert "lower training.batch_size (now 256)" in status["message"]
+    assert "training.precision=bf16" in status["message"]
+
+
+def test_a_damaged_checkpoint_is_the_users_to_mend(make_run):
+    run = make_run()
+    run.checkpoint_dir.mkdir()
+    (run.checkpoint_dir / "last.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"last\.pt: damaged checkpoint"):
+        run_training(run)
+    assert run.status()["kind"] == "config"
+    (run.checkpoint_dir / "last.pt").unlink()
+    assert run_training(run)["status"] == "done"
+
+
+def test_a_device_that_is_not_here(make_run):
+    if torch.cuda.is_available():
+        pytest.skip("this machine has the device")
+    with pytest.raises(UserError, match=r"execution\.device=cuda: no such device here \(available: .*cpu\)"):
+        run_training(make_run("execution.device=cuda"))

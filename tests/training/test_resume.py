@@ -1,0 +1,134 @@
+"""A killed run, resumed, ends with the same metrics and the same weights, bit for bit."""
+
+import os
+import random
+import signal
+import time
+
+import pytest
+from tests.training.conftest import metrics, outcome, start, wait_until
+
+from patchscale.training.loop import run_training
+
+# Everything that draws random numbers or keeps state: drop path, mixing, augmentation, a moving average.
+VIT = (
+    "model.drop_path_rate=0.3",
+    "data.augment=crop",
+    "training.steps=40",
+    "training.mixup=0.8",
+    "training.cutmix=1.0",
+    "training.ema_decay=0.9",
+    "training.num_validations=3",
+    "execution.checkpoint_every_s=0",
+    "execution.log_every_steps=3",
+)
+ADVENTURER = (
+    "task=segmentation",
+    "model.name=adventurer_test",
+    "training.steps=25",
+    "execution.checkpoint_every_s=0",
+    "execution.log_every_steps=4",
+)
+
+
+def step_of(run):
+    return (run.read_json("status.json") or {}).get("step", 0)
+
+
+def kill(process):
+    """SIGKILL; False if the run had ended before."""
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    return process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("settings", [VIT, ADVENTURER], ids=["vit", "adventurer"])
+def test_killed_while_writing_a_checkpoint_and_resumed(make_run, settings):
+    undisturbed, killed = make_run(*settings, study="undisturbed"), make_run(*settings, study="killed")
+    run_training(undisturbed)
+
+    process = start(killed)
+    wait_until(lambda: step_of(killed) >= 11)
+    wait_until(lambda: any(killed.checkpoint_dir.glob(".*.tmp")))
+    assert kill(process)
+    assert killed.status()["state"] == "interrupted"
+    assert killed.result() is None
+
+    # As if the kill had come in the middle of a line.
+    with killed.metrics_path.open("a") as file:
+        file.write('{"kind": "train", "step": 9')
+    run_training(killed)
+    assert outcome(killed) == outcome(undisturbed)
+    assert len((killed.read_json("environment.json") or {})["attempts"]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [VIT, ADVENTURER], ids=["vit", "adventurer"])
+def test_killed_again_and_again_at_random_moments(make_run, settings):
+    undisturbed = make_run(*settings, study="undisturbed")
+    started = time.monotonic()
+    process = start(undisturbed)
+    process.join()
+    duration_s = time.monotonic() - started
+    expected = outcome(undisturbed)
+
+    draw = random.Random(0)
+    kills = 0
+    for repetition in range(20):
+        run = make_run(*settings, study=f"killed-{repetition}")
+        while kills <= repetition:
+            process = start(run)
+            process.join(draw.uniform(0.1, 1.1) * duration_s)
+            if not kill(process):
+                break
+            kills += 1
+        run_training(run)
+        assert outcome(run) == expected, f"repetition {repetition}"
+    assert kills >= 15
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_asked_to_stop_it_saves_and_goes_on_later(make_run, number, code):
+    settings = [*VIT, "training.steps=60", "execution.checkpoint_every_s=1000"]
+    undisturbed, stopped = make_run(*settings, study="undisturbed"), make_run(*settings, study="stopped")
+    run_training(undisturbed)
+
+    process = start(stopped)
+    wait_until(lambda: stopped.metrics_path.exists() and len(metrics(stopped)) >= 3)
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == code
+    status = stopped.status()
+    assert status["state"] == "interrupted"
+    assert f"patchscale train --run-dir {stopped.path}" in status["message"]
+    assert (stopped.checkpoint_dir / "last.pt").exists()
+
+    run_training(stopped)
+    assert outcome(stopped) == outcome(undisturbed)
+
+
+def test_loader_processes_and_checkpoints_do_not_change_the_outcome(make_run):
+    plain = make_run(*VIT[:-2], "execution.log_every_steps=3", study="plain")
+    other = make_run(*VIT, "execution.num_workers=2", study="other")
+    assert plain.config().identity == other.config().identity
+    run_training(plain)
+    run_training(other)
+    assert outcome(plain) == outcome(other)
+
+
+def test_a_kill_before_the_last_writes_is_mended(make_run):
+    run = make_run()
+    run_training(run)
+    expected = outcome(run)
+
+    # Killed between result.json and the status: nothing is trained again.
+    run.write_status("running")
+    (run.checkpoint_dir / "last.pt").write_bytes(b"left over")
+    assert run_training(run) == run.result()
+    assert run.status()["state"] == "done"
+    assert outcome(run) == expected
+
+    # A finished run stays untouched.
+    before = {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != ".lock"}
+    run_training(run)
+    assert {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != ".lock"} == before
