@@ -32,6 +32,10 @@ STATES = ("queued", "running", "done", "failed", "interrupted")
 FAILURE_KINDS = ("non_finite", "out_of_memory", "data", "config", "crash")
 
 
+class RunBusy(UserError):
+    """Another process holds this run."""
+
+
 class RunDirectory:
     """One run on disk."""
 
@@ -135,12 +139,12 @@ class RunDirectory:
     def lock(self) -> Iterator[None]:
         """Hold the run for this process; the system releases it if the process dies.
 
-        Raises `UserError` if another process holds it.
+        Raises `RunBusy` if another process holds it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         with (self.path / ".lock").open("w") as file:
             if not _try_lock(file, patience_s=0.5):
-                raise UserError(f"{self.path}: another process is running this run; wait for it")
+                raise RunBusy(f"{self.path}: another process is running this run; wait for it")
             yield
 
     def is_locked(self) -> bool:

@@ -6,6 +6,7 @@ The table is built from the files on every call: there is no index that could be
 import json
 import os
 import warnings
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,13 +70,17 @@ def load_runs(path: Path | str) -> "pd.DataFrame":
     `status` is the run's state, or "unreadable" if one of its files is damaged: `message` then names the file.
     Other folders are passed over. Raises `UserError` if there is no such folder.
     """
-    import pandas as pd
-
     root = Path(path)
     if not root.is_dir():
         raise UserError(f"{root}: no such folder of runs")
-    rows = [_row(RunDirectory(directory)) for directory in find_runs(root)]
-    table = pd.DataFrame(rows)
+    return runs_table(find_runs(root))
+
+
+def runs_table(directories: Iterable[Path]) -> "pd.DataFrame":
+    """One row for each of these run directories, as in `load_runs`."""
+    import pandas as pd
+
+    table = pd.DataFrame([_row(RunDirectory(directory)) for directory in directories])
     extras = [name for name in table.columns if name not in RUN_COLUMNS and name != "path"]
     return table.reindex(columns=[*RUN_COLUMNS, *extras, "path"])
 

@@ -271,10 +271,12 @@ def config_paths() -> tuple[str, ...]:
 
 def _hint(name: str, known: Iterable[str]) -> str:
     """The names that are meant, perhaps; else those of the section."""
-    by_last_part = {path.rpartition(".")[2]: path for path in reversed(list(known))}
     section, _, last = name.rpartition(".")
+    if known_fields(name.split(".")):
+        return f"; it is a section with the settings {', '.join(known_fields(name.split('.')))}"
+    by_last_part = {path.rpartition(".")[2]: path for path in reversed(list(known))}
     close = [by_last_part[part] for part in get_close_matches(last, list(by_last_part), n=2, cutoff=0.65)]
     if close:
         return f"; did you mean {' or '.join(close)}?"
-    fields = known_fields(section.split(".") if section else [name])
-    return f"; settings of {section or name}: {', '.join(fields)}" if fields else ""
+    fields = known_fields(section.split(".")) if section else []
+    return f"; settings of {section}: {', '.join(fields)}" if fields else ""

@@ -1,0 +1,83 @@
+"""How many images a run looks at, and how many classes they have, before it starts. No torch; no image is opened."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from patchscale.config import FOLDER_DATASETS, DataConfig, RunConfig
+
+NAMED_SETS = {
+    "fashion_mnist": (60_000, 10),
+    "mnist": (60_000, 10),
+    "cifar10": (50_000, 10),
+    "cifar100": (50_000, 100),
+}
+"""Published training images (before validation is held out), and classes."""
+
+SCENE_CLASSES = 10
+SCENE_TRAIN_IMAGES = 4096
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What the data make a run cost; None where it cannot be known here."""
+
+    num_classes: int | None
+    train_images: int | None
+    images_seen: int | None
+    """Images of all optimizer steps together: steps x batch_size."""
+
+
+def workload(config: RunConfig) -> Workload:
+    """The workload of a run. Folders are counted if they are there; raises `UserError` if they hold something else."""
+    data, training = config.data, config.training
+    published: int | None
+    num_classes: int | None
+    if data.name == "scenes":
+        published = SCENE_TRAIN_IMAGES
+        num_classes = SCENE_CLASSES + (config.task == "segmentation")  # label maps have a background as well
+    elif data.name in NAMED_SETS:
+        images, num_classes = NAMED_SETS[data.name]
+        published = images - max(1, round(data.val_fraction * images))
+    else:
+        published, num_classes = _count_folder(data)
+    train_images = data.train_images or published
+    steps = training.steps
+    if steps is None and train_images is not None:
+        assert training.epochs is not None
+        # As `patchscale.training.batches.number_of_steps`: full batches, rounded up.
+        steps = max(1, math.ceil(round(training.epochs * train_images / training.batch_size, 6)))
+    return Workload(
+        num_classes=num_classes,
+        train_images=train_images,
+        images_seen=None if steps is None else steps * training.batch_size,
+    )
+
+
+def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
+    """(training images, classes) of a folder; (None, classes if the config says) if it is not on this machine."""
+    assert data.name in FOLDER_DATASETS
+    assert data.root is not None
+    root = Path(data.root).expanduser()
+    if not root.is_dir():
+        return None, data.num_classes
+    try:
+        train_images, classes = _list_folder(data.name, root, data.val_fraction, data.split_seed)
+    except ImportError:  # listing needs Pillow, as training does
+        return None, data.num_classes
+    return train_images, data.num_classes or classes
+
+
+@cache
+def _list_folder(kind: str, root: Path, val_fraction: float, split_seed: int) -> tuple[int, int | None]:
+    from patchscale.data.folders import divide, list_image_folder, list_mask_folder
+
+    classes: int | None = None
+    if kind == "image_folder":
+        parts, class_names, _ = list_image_folder(root)
+        classes = len(class_names)
+    else:
+        parts, _ = list_mask_folder(root)
+    division = divide({part: files.labels for part, files in parts.items()}, val_fraction, split_seed)
+    return len(division.splits["train"][1]), classes

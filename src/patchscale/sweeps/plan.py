@@ -1,0 +1,129 @@
+"""What a study will do: every run with its cost and its state, before anything starts. No torch for built-in models."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from patchscale.config import RunConfig
+from patchscale.costs.estimate import Cost, estimate_cost
+from patchscale.costs.workload import Workload, workload
+from patchscale.errors import UserError
+from patchscale.runs.record import RunDirectory
+from patchscale.runs.store import UNREADABLE
+from patchscale.shapes import image_height_width
+from patchscale.sweeps.study import Study
+
+NOT_RETRIED = ("non_finite",)
+"""Kinds of failure that would happen again: the run is a function of its config."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlannedRun:
+    """One run of a study, priced."""
+
+    config: RunConfig
+    run: RunDirectory
+    """Its directory, which need not exist yet."""
+    cost: Cost
+    workload: Workload
+    state: str
+    """As in `patchscale.runs.record.STATES`, or "unreadable"; queued if it has no directory yet."""
+    failure_kind: str | None = None
+    message: str | None = None
+
+    @property
+    def flops_train_total(self) -> int | None:
+        """3 x forward x images seen, 2 FLOPs a MAC; None if the number of images is unknown."""
+        images = self.workload.images_seen
+        return None if images is None else self.cost.flops_train * images
+
+    def is_open(self, *, retry_failed: bool) -> bool:
+        """Whether the run is still to be done."""
+        if self.state == "failed":
+            return retry_failed and self.failure_kind not in NOT_RETRIED
+        return self.state in ("queued", "interrupted", "running")
+
+    def row(self) -> dict[str, Any]:
+        """Plain values, named as in the table of runs."""
+        height, width = image_height_width(self.config.model.img_size)
+        return {
+            "run_id": self.config.run_id,
+            "model": self.config.model.name,
+            "img_size": height if height == width else f"{height}x{width}",
+            "patch_size": self.config.model.patch_size,
+            "seed": self.config.seed,
+            "tokens": self.cost.tokens,
+            "params_total": self.cost.params_total,
+            "params_backbone": self.cost.params_backbone,
+            "flops_forward_per_image": self.cost.flops_forward,
+            "images_seen": self.workload.images_seen,
+            "flops_train_total": self.flops_train_total,
+            "state": self.state,
+            "failure_kind": self.failure_kind,
+            "message": self.message,
+        }
+
+
+def plan_study(study: Study, runs_root: Path) -> list[PlannedRun]:
+    """Every run of the study in the order in which they will start; nothing is written.
+
+    A head for a number of classes that only the data can tell is not counted.
+    """
+    planned = [_plan(config, RunDirectory(runs_root / study.name / config.run_id)) for config in study.configs]
+    if study.order == "cheapest-first":
+        planned.sort(key=_price)
+    return planned
+
+
+def totals(planned: Sequence[PlannedRun]) -> dict[str, Any]:
+    """Number of runs by state, and training FLOPs in all and not yet done; None where a number of images is unknown."""
+    states = [item.state for item in planned]
+    todo = [item for item in planned if item.state != "done"]
+    return {
+        "runs": len(planned),
+        "states": {state: states.count(state) for state in dict.fromkeys(states)},
+        "flops_train_total": _sum(planned),
+        "flops_train_to_do": _sum(todo),
+    }
+
+
+def _sum(planned: Sequence[PlannedRun]) -> int | None:
+    flops = [item.flops_train_total for item in planned]
+    return None if None in flops else sum(item for item in flops if item is not None)
+
+
+def _price(item: PlannedRun) -> float:
+    flops = item.flops_train_total
+    return item.cost.flops_train if flops is None else flops
+
+
+def _plan(config: RunConfig, run: RunDirectory) -> PlannedRun:
+    images = workload(config)
+    cost = estimate_cost(
+        config.model.name,
+        patch_size=config.model.patch_size,
+        img_size=config.model.img_size,
+        num_classes=images.num_classes or 0,
+        task=config.task,
+        pos_embed=config.model.pos_embed,
+    )
+    state, kind, message = _state(run, config)
+    return PlannedRun(
+        config=config, run=run, cost=cost, workload=images, state=state, failure_kind=kind, message=message
+    )
+
+
+def _state(run: RunDirectory, config: RunConfig) -> tuple[str, str | None, str | None]:
+    """(state, kind of failure, message) from the directory."""
+    try:
+        if run.config_path.exists() and run.config().identity != config.identity:
+            raise UserError(
+                f"{run.config_path}: was changed, it is another run than its folder says; restore or remove it"
+            )
+        if run.result() is not None:
+            return "done", None, None
+        status = run.status()
+    except UserError as error:
+        return UNREADABLE, None, str(error)
+    return status["state"], status.get("kind"), status.get("message")

@@ -1,0 +1,71 @@
+"""Carry out a study: plan it, skip what is finished, run the rest, and return the table."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from patchscale.errors import UserError
+from patchscale.files import write_text
+from patchscale.runs.record import RunDirectory
+from patchscale.runs.store import runs_table
+from patchscale.sweeps.executors import EXECUTORS
+from patchscale.sweeps.plan import PlannedRun, plan_study
+from patchscale.sweeps.study import Study
+from patchscale.sweeps.watch import SweepWatcher
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def run_study(
+    study: Study,
+    runs_root: Path | str = "runs",
+    *,
+    executor: str = "local",
+    workers: int | None = None,
+    retry_failed: bool = False,
+    progress: SweepWatcher | None = None,
+) -> "pd.DataFrame":
+    """Carry out every run of `study` that is not finished; return one row per run, as `load_runs` does.
+
+    Finished runs are skipped, interrupted ones resumed. Failed ones are left unless `retry_failed`; those that became
+    non-finite are left always, as they would again. A run that fails does not stop the others: see column `status`.
+    Raises `UserError` if torch is missing or a model is unknown, before anything starts, and
+    `patchscale.sweeps.executors.local.SweepInterrupted` (a KeyboardInterrupt) after Ctrl-C.
+    """
+    if executor not in EXECUTORS:
+        raise UserError(f"executor {executor!r}: no such executor; choose one of {', '.join(EXECUTORS)}")
+    if workers is not None and workers < 1:
+        raise UserError(f"workers={workers}: at least 1 is needed")
+    watcher = progress or SweepWatcher()
+    runs_root = Path(runs_root)
+    planned = plan_study(study, runs_root)
+    todo = [item for item in planned if item.is_open(retry_failed=retry_failed)]
+    watcher.planned(planned, todo)
+    if todo:
+        require_training_half()
+        for item in todo:
+            _prepare(item, study.name, runs_root)
+        EXECUTORS[executor](todo, workers=workers, watcher=watcher, retry_failed=retry_failed)
+    return runs_table(item.run.path for item in planned)
+
+
+def require_training_half() -> None:
+    """Raise `UserError` if torch, torchvision or timm is missing; none of them is imported."""
+
+    def is_missing(name: str) -> bool:
+        try:
+            return find_spec(name) is None
+        except ImportError:
+            return True
+
+    missing = [name for name in ("torch", "torchvision", "timm") if is_missing(name)]
+    if missing:
+        raise UserError(f"training needs {', '.join(missing)}: pip install 'patchscale[train]'")
+
+
+def _prepare(item: PlannedRun, study: str, runs_root: Path) -> None:
+    """Make the run's directory; in an existing one the study's `execution` settings and label hold from now on."""
+    run = RunDirectory.create(runs_root, study, item.config)
+    if run.config() != item.config and not run.is_locked():
+        write_text(run.config_path, item.config.to_yaml())
