@@ -36,7 +36,7 @@ def test_an_empty_folder_gives_an_empty_table_with_all_columns(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="absent: no such folder of runs"):
+    with pytest.raises(UserError, match="absent: no such folder"):
         load_runs(tmp_path / "absent")
 
 

@@ -63,6 +63,11 @@ RUN_COLUMNS = (
 )
 """Columns of every table of runs; what else a result has follows them, and `path` is last."""
 
+TEXT_COLUMNS = (
+    *("run_id", "study", "status", "failure_kind", "message", "task", "dataset", "model", "architecture"),
+    *("metric_name", "device", "ssd_backend", "pos_embed", "recipe", "eval_protocol", "versions"),
+)
+
 
 def load_runs(path: Path | str) -> "pd.DataFrame":
     """One row per run directory at or below `path`, finished or not; cells are empty where a value is not known yet.
@@ -72,7 +77,9 @@ def load_runs(path: Path | str) -> "pd.DataFrame":
     """
     root = Path(path)
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder of runs")
+        raise UserError(
+            f"{root}: no such folder; give the folder that runs were made in (--runs-root of train and sweep)"
+        )
     return runs_table(find_runs(root))
 
 
@@ -81,6 +88,9 @@ def runs_table(directories: Iterable[Path]) -> "pd.DataFrame":
     import pandas as pd
 
     table = pd.DataFrame([_row(RunDirectory(directory)) for directory in directories])
+    for name in (*TEXT_COLUMNS, "path"):
+        if name not in table or table[name].isna().all():
+            table[name] = pd.Series(None, index=table.index, dtype=object)  # else pandas takes it for numbers
     extras = [name for name in table.columns if name not in RUN_COLUMNS and name != "path"]
     return table.reindex(columns=[*RUN_COLUMNS, *extras, "path"])
 

@@ -1,0 +1,158 @@
+"""`patchscale sweep`: carry out a study, or show what it would do."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from patchscale.sweeps.study import Study
+
+PREFIXES = {"M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+
+
+def sweep(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study: a recipe and a grid.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Changes such as training.epochs=1, or of the grid: patch_size=[8,4] seed=[0,1]."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every run with its cost; start nothing.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time. Default: one per GPU, else one per core.")
+    ] = None,
+    runs_root: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("runs"),
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try failed runs again, except those that became non-finite.")
+    ] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
+) -> None:
+    """Train every combination of a study; finished runs are skipped, interrupted ones resumed.
+
+    Ctrl-C lets the running ones save and stop; the same command goes on. FLOPs are 2 x MACs, training 3 x forward.
+    """
+    import shlex
+    import sys
+
+    from patchscale.sweeps.study import load_study
+
+    loaded = load_study(study, overrides or [])
+    _tell_what_was_left_out(loaded)
+    if dry_run:
+        _print_plan(loaded, runs_root, json=json)
+        return
+
+    from patchscale.cli.sweep_progress import watch_sweep
+    from patchscale.sweeps.executors.local import SweepInterrupted
+    from patchscale.sweeps.runner import run_study
+
+    with watch_sweep() as watcher:
+        try:
+            table = run_study(loaded, runs_root, workers=workers, retry_failed=retry_failed, progress=watcher)
+        except SweepInterrupted as stopped:
+            again = shlex.join(["patchscale", *sys.argv[1:]])
+            watcher.message(f"stopped; finished runs are kept, the others go on with: {again}")
+            raise typer.Exit(stopped.exit_code) from None
+    _print_results(table, runs_root / loaded.name, json=json)
+    if table["status"].isin(["failed", "unreadable"]).any():
+        raise typer.Exit(1)
+
+
+def _tell_what_was_left_out(study: "Study") -> None:
+    import sys
+
+    if study.left_out:
+        print(f"left out, the patch does not divide the image: {'; '.join(study.left_out)}", file=sys.stderr)
+    if study.duplicates:
+        print(f"{study.duplicates} combinations are the same as others and are run once", file=sys.stderr)
+
+
+def _print_plan(study: "Study", runs_root: Path, *, json: bool) -> None:
+    import sys
+
+    from patchscale.cli.output import print_json, print_table
+    from patchscale.reports.words import integer
+    from patchscale.sweeps.plan import plan_study, totals
+
+    planned = plan_study(study, runs_root)
+    summary = totals(planned)
+    if json:
+        conventions = {"flops": "2 x MACs", "flops_train": "3 x forward", "tokens": "patches, without class token"}
+        runs = [item.row() for item in planned]
+        left_out = list(study.left_out)
+        print_json(
+            {"study": study.name, "runs": runs, "totals": summary, "left_out": left_out, "conventions": conventions}
+        )
+        return
+    unit = _unit(max(item.flops_train_total or 0 for item in planned))
+    print_table(
+        [
+            {
+                "model": row["model"],
+                "img_size": row["img_size"],
+                "patch_size": row["patch_size"],
+                "seed": row["seed"],
+                "tokens": integer(row["tokens"]),
+                "params": integer(row["params_total"]),
+                "GFLOPs/image": f"{row['flops_forward_per_image'] / 1e9:.4g}",
+                f"train {unit}FLOPs": _in_unit(row["flops_train_total"], unit),
+                "state": row["state"] + (f" ({row['failure_kind']})" if row["failure_kind"] else ""),
+            }
+            for row in (item.row() for item in planned)
+        ]
+    )
+    states = ", ".join(f"{count} {state}" for state, count in summary["states"].items())
+    print(
+        f"{summary['runs']} runs ({states}); training {_in_unit(summary['flops_train_total'], unit)} {unit}FLOPs "
+        f"in all, {_in_unit(summary['flops_train_to_do'], unit)} not done yet\n"
+        "GFLOPs/image: one forward pass, 2 FLOPs a multiply-add; training: 3 x forward x images seen",
+        file=sys.stderr,
+    )
+    if summary["flops_train_total"] is None:
+        print("?: the number of training images is unknown here; give training.steps to fix it", file=sys.stderr)
+    for item in planned:
+        if item.message:
+            print(f"{item.state}: {item.config.run_id}: {item.message}", file=sys.stderr)
+
+
+def _unit(largest: int) -> str:
+    """The prefix that makes the largest number at least 1."""
+    return next((unit for unit in "EPTG" if largest >= PREFIXES[unit]), "M")
+
+
+def _in_unit(flops: int | None, unit: str) -> str:
+    return "?" if flops is None else f"{flops / PREFIXES[unit]:.4g}"
+
+
+def _print_results(table: "pd.DataFrame", folder: Path, *, json: bool) -> None:
+    import sys
+
+    from patchscale.cli.output import print_json, print_table
+    from patchscale.cli.runs import as_records, readable
+    from patchscale.reports.words import plural
+
+    records = as_records(table)
+    if json:
+        print_json(records)
+    else:
+        names = ("model", "img_size", "patch_size", "tokens", "seed", "status", "metric", "test_loss", "wall_time_s")
+        print_table([{name: readable(name, row[name], row) for name in names} for row in records], columns=names)
+    counts = table["status"].value_counts().to_dict()
+    print(f"{', '.join(f'{count} {state}' for state, count in counts.items())}; in {folder}", file=sys.stderr)
+    broken = [row for row in records if row["status"] in ("failed", "unreadable")]
+    for row in broken:
+        kind = f" ({row['failure_kind']})" if row["failure_kind"] else ""
+        print(f"{row['status']}{kind}: {row['run_id']}: {row['message']}", file=sys.stderr)
+    if any(_can_be_retried(row) for row in broken):
+        print("to try failed runs again: add --retry-failed", file=sys.stderr)
+    elsewhere = counts.get("running", 0)
+    if elsewhere:
+        print(f"{plural(elsewhere, 'run')} left to another process that is carrying it out", file=sys.stderr)
+
+
+def _can_be_retried(row: dict[str, Any]) -> bool:
+    from patchscale.sweeps.plan import NOT_RETRIED
+
+    return row["status"] == "failed" and row["failure_kind"] not in NOT_RETRIED
