@@ -1,0 +1,195 @@
+"""`patchscale fit`: the law behind a set of runs, a published table or a CSV file."""
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from patchscale.laws.fit import Fit, FitList
+
+
+def fit(
+    source: Annotated[
+        str, typer.Argument(help="A folder of runs, `published:NAME`, or a CSV file with a row per run.")
+    ] = "",
+    form: Annotated[str, typer.Option(help="The law; --list-forms shows all.")] = "patch",
+    target: Annotated[
+        str, typer.Option(help="What it describes: loss (`test_loss`) or error (1 - `metric`).")
+    ] = "loss",
+    by: Annotated[
+        str, typer.Option(help="Columns that tell curves apart, comma-separated; default: those that vary.")
+    ] = "",
+    where: Annotated[list[str] | None, typer.Option(help="Keep rows with `column=value`; may be repeated.")] = None,
+    predict: Annotated[
+        str, typer.Option(help="Patch sizes to predict, comma-separated; default: the measured ones.")
+    ] = "",
+    noise: Annotated[str, typer.Option(help="Column with a known standard deviation of the target.")] = "",
+    level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    allow_mixed: Annotated[
+        bool, typer.Option("--allow-mixed", help="Fit rows that differ in recipe or protocol too; a check says so.")
+    ] = False,
+    list_forms: Annotated[bool, typer.Option("--list-forms", help="Show the laws that can be fitted.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
+) -> None:
+    """Fit a scaling law to every curve of a table: parameters with intervals, named checks, predictions."""
+    import sys
+
+    from patchscale.cli.output import print_json
+    from patchscale.errors import UserError
+    from patchscale.laws.fit import fit_curves
+    from patchscale.laws.table import shorten
+
+    if list_forms:
+        _print_forms(json)
+        return
+    if not source:
+        raise UserError("nothing to fit: give a folder of runs, published:NAME, or a CSV file")
+    sizes = _patch_sizes(predict)
+    table = _select(_load(source), where or [])
+    fits = fit_curves(
+        table,
+        form=form,
+        target=target,
+        by=[name.strip() for name in by.split(",") if name.strip()] or None,
+        level=level,
+        noise=noise or None,
+        allow_mixed=allow_mixed,
+    )
+    if len(fits.dropped):
+        reasons = shorten(fits.dropped["reason"])
+        print(f"{len(fits.dropped)} of {len(table)} rows are left out: {reasons}", file=sys.stderr)
+    if json:
+        print_json(_as_json(fits, sizes))
+    else:
+        for one in fits:
+            _print_fit(one, sizes)
+    for refused in fits.refused:
+        print(f"not fitted: {refused.reason}", file=sys.stderr)
+
+
+def _load(source: str) -> "pd.DataFrame":
+    from pathlib import Path
+
+    import pandas as pd
+
+    from patchscale.errors import UserError
+
+    if source.startswith("published:"):
+        from patchscale.published_tables.tables import published
+
+        return published(source.removeprefix("published:"))
+    path = Path(source)
+    if path.is_dir():
+        from patchscale.runs.store import load_runs
+
+        runs = load_runs(path)
+        if not len(runs):
+            raise UserError(
+                f"{path}: no runs below this folder; start some with `patchscale sweep` or `patchscale train`"
+            )
+        return runs
+    if not path.exists():
+        raise UserError(f"{path}: no such folder or file (a published table is written published:NAME)")
+    try:
+        return pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not a CSV table with a header line ({error})") from None
+
+
+def _select(table: "pd.DataFrame", where: list[str]) -> "pd.DataFrame":
+    """Rows in which every named column holds the given value, compared as a number where it is one."""
+    from difflib import get_close_matches
+
+    from patchscale.errors import UserError
+    from patchscale.laws.table import shorten
+
+    for condition in where:
+        name, equals, value = (part.strip() for part in condition.partition("="))
+        if not equals:
+            raise UserError(f"--where {condition!r} is not of the form column=value, such as img_size=224")
+        if name not in table.columns:
+            close = get_close_matches(name, table.columns, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"--where: no column {name!r}{hint} (columns: {', '.join(table.columns)})")
+        kept = table[[_equal(cell, value) for cell in table[name]]]
+        if not len(kept):
+            raise UserError(f"--where {condition}: no such row; {name} is {shorten(table[name], 12)}")
+        table = kept
+    return table
+
+
+def _equal(cell: Any, value: str) -> bool:
+    from patchscale.laws.table import plain
+
+    cell = plain(cell)
+    if cell is None:
+        return value == ""
+    try:
+        return float(cell) == float(value)
+    except (TypeError, ValueError):
+        return str(cell) == value
+
+
+def _patch_sizes(text: str) -> list[float]:
+    from patchscale.errors import UserError
+
+    try:
+        sizes = [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise UserError(f"--predict {text!r} is not a list of patch sizes such as 4,2,1") from None
+    if any(not 0 < size < float("inf") for size in sizes):
+        raise UserError(f"--predict {text!r}: patch sizes are positive numbers of pixels")
+    return sizes
+
+
+def _predictions(fit: "Fit", sizes: list[float]) -> "pd.DataFrame":
+    return fit.predict(sizes or sorted(set(fit.points()["patch_size"]), reverse=True))
+
+
+def _as_json(fits: "FitList", sizes: list[float]) -> dict[str, Any]:
+    return {
+        "fits": [{**one.to_dict(), "predictions": _predictions(one, sizes).to_dict("records")} for one in fits],
+        "refused": [vars(refused) for refused in fits.refused],
+        "rows_left_out": len(fits.dropped),
+    }
+
+
+def _print_fit(fit: "Fit", sizes: list[float]) -> None:
+    from patchscale.cli.output import print_table
+
+    print(fit)
+    measured = fit.points().groupby("patch_size")["measured"].mean()
+    rows = [
+        {
+            "patch_size": f"{row['patch_size']:g}",
+            "measured": fit.show(measured[row["patch_size"]]) if row["patch_size"] in measured.index else None,
+            "predicted": fit.show(row["predicted"]),
+            "low": fit.show(row["low"]),
+            "high": fit.show(row["high"]),
+            "note": "extrapolated" if row["extrapolated"] else None,
+        }
+        for row in _predictions(fit, sizes).to_dict("records")
+    ]
+    print_table(rows)
+    for check in fit.checks:
+        if check.state in ("warn", "fail"):
+            print(f"{check.state}: {check.code}: {check.message}")
+    print()
+
+
+def _print_forms(as_json: bool) -> None:
+    from patchscale.cli.output import print_json, print_table
+    from patchscale.laws.forms import LAWS
+
+    rows = [
+        {
+            "form": name,
+            "formula": law.formula,
+            "needs": ", ".join(f"{axis.min_levels} values of {axis.column}" for axis in law.axes),
+            "source": law.source,
+        }
+        for name, law in LAWS.items()
+    ]
+    print_json(rows) if as_json else print_table(rows)

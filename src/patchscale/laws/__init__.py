@@ -1,0 +1,1 @@
+"""Scaling laws: forms, fitting, intervals, named checks. No torch."""

@@ -1,0 +1,202 @@
+"""From a table of runs (or a published table) to the points of one curve: which rows, which not, and why."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from patchscale.errors import UserError
+from patchscale.laws.forms import Law
+
+CURVE_COLUMNS = (
+    "study", "task", "dataset", "panel", "model", "head", "img_size", "recipe", "eval_protocol", "pos_embed",
+)  # fmt: skip
+"""Columns that tell curves apart, when they are present and vary; `metric_name` too when the target is the error."""
+
+HELD_FIXED = (*CURVE_COLUMNS[1:], "architecture", "epochs", "images_seen", "train_images", "test_images")
+"""Columns that must not vary along one curve: a patch-size effect could be theirs. (Studies may be pooled.)"""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the law describes."""
+
+    name: str
+    column: str
+    """The column it is read from."""
+    is_error: bool
+
+    def values(self, table: pd.DataFrame) -> pd.Series:
+        """The target of every row; NaN where the cell is empty or no number."""
+        cells = pd.to_numeric(table[self.column], errors="coerce").astype(float)
+        return 1 - cells if self.is_error else cells
+
+
+TARGETS = {
+    "loss": Target("loss", "test_loss", is_error=False),
+    "error": Target("error", "metric", is_error=True),
+}
+
+
+def target_named(name: str) -> Target:
+    """The target called `name`; raises `UserError` with the known names."""
+    if name not in TARGETS:
+        raise UserError(f"target {name!r} is not known; use one of {', '.join(TARGETS)}")
+    return TARGETS[name]
+
+
+def require_columns(table: pd.DataFrame, law: Law, target: Target, extra: Sequence[str] = ()) -> None:
+    """Raise `UserError` if a column that the fit reads is absent, naming the columns there are."""
+    for column in (*(axis.column for axis in law.axes), target.column, *extra):
+        if column in table.columns:
+            continue
+        other = next((t for t in TARGETS.values() if t is not target and t.column in table.columns), None)
+        if column == target.column and other is not None:
+            remedy = f"it has {other.column!r}: use target {other.name!r}"
+        else:
+            close = get_close_matches(column, [str(name) for name in table.columns], n=1)
+            remedy = f"rename {close[0]!r}" if close else "add it"
+        present = ", ".join(str(name) for name in table.columns)
+        raise UserError(f"the table has no column {column!r}; {remedy} (columns: {present})")
+
+
+def split_usable(table: pd.DataFrame, law: Law, target: Target) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Rows that can be fitted, and the others with a column `reason`: the first that applies."""
+    reasons = pd.Series([""] * len(table), index=table.index, dtype=object)
+
+    def because(mask: pd.Series, text: Any) -> None:
+        reasons[mask & (reasons == "")] = text[mask & (reasons == "")] if isinstance(text, pd.Series) else text
+
+    if "status" in table.columns:
+        status = table["status"].astype(object).where(table["status"].notna(), "unknown")
+        because(status != "done", status.map(lambda state: f"status is {state}, not done"))
+    for axis in law.axes:
+        cells = pd.to_numeric(table[axis.column], errors="coerce").astype(float)
+        because(~cells.between(0, np.inf, inclusive="neither"), f"no {axis.column}")
+    because(~target.values(table).between(-np.inf, np.inf, inclusive="neither"), f"no {target.column}")
+    if "run_id" in table.columns:
+        usable = table["run_id"].where(reasons == "")
+        because(usable.notna() & usable.duplicated(), "the same run is in the table twice")
+    used = reasons == ""
+    return table[used].copy(), table[~used].assign(reason=reasons[~used])
+
+
+def constant(cells: pd.Series) -> bool:
+    """Whether all cells hold the same value, or all are empty."""
+    return len(cells.drop_duplicates()) <= 1
+
+
+def varying(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """Those of `columns` that are present and hold more than one value."""
+    return [name for name in columns if name in table.columns and not constant(table[name])]
+
+
+def mixed_columns(rows: pd.DataFrame, target: Target) -> list[str]:
+    """Columns that should be fixed along a curve and are not."""
+    return varying(rows, (*HELD_FIXED, "metric_name") if target.is_error else HELD_FIXED)
+
+
+def curve_columns(table: pd.DataFrame, target: Target, by: Sequence[str] | None) -> list[str]:
+    """The columns to group by: those asked for, or those of `CURVE_COLUMNS` that vary."""
+    if by is None:
+        return varying(table, (*CURVE_COLUMNS, "metric_name") if target.is_error else CURVE_COLUMNS)
+    for name in by:
+        if name not in table.columns:
+            close = get_close_matches(name, [str(column) for column in table.columns], n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"cannot group by {name!r}: no such column{hint} (columns: {', '.join(table.columns)})")
+    return list(by)
+
+
+def describe_curve(rows: pd.DataFrame, grouped_by: Sequence[str]) -> dict[str, Any]:
+    """The values that are the same in all rows of a curve and tell what it is; None for an empty cell."""
+    names = dict.fromkeys((*grouped_by, *CURVE_COLUMNS, "architecture", "metric_name"))
+    present = [name for name in names if name in rows.columns and len(rows) and constant(rows[name])]
+    return {name: plain(rows[name].iloc[0]) for name in present}
+
+
+def label_curves(curves: Sequence[dict[str, Any]], grouped_by: Sequence[str] = ()) -> list[str]:
+    """Short names: model and image size, and as many of the grouping columns as it takes to tell the curves apart."""
+    shown = ["model", "img_size"]
+    labels = [_label(curve, shown) for curve in curves]
+    for name in sorted(grouped_by, key=_label_order):
+        if len(set(labels)) == len(labels):
+            break
+        longer = [_label(curve, [*shown, name]) for curve in curves]
+        if len(set(longer)) > len(set(labels)):
+            shown, labels = [*shown, name], longer
+    return labels
+
+
+def _label(curve: dict[str, Any], shown: Sequence[str]) -> str:
+    names = list(shown) if curve.get("model") is not None else ["dataset", "task", *shown]
+    parts = [_label_part(name, curve[name]) for name in dict.fromkeys(names) if curve.get(name) is not None]
+    return ", ".join(parts) or "all rows"
+
+
+def plain(value: Any) -> Any:
+    """A cell as a plain Python value; None if it is empty."""
+    if value is None or value is pd.NA or (isinstance(value, float) and np.isnan(value)):
+        return None
+    return value.item() if hasattr(value, "item") else value
+
+
+def listed(items: Sequence[Any]) -> str:
+    """`a, b and c`."""
+    texts = [str(item) for item in items]
+    return " and ".join([", ".join(texts[:-1]), texts[-1]] if len(texts) > 1 else texts)
+
+
+def shorten(cells: pd.Series, limit: int = 4) -> str:
+    """The first few distinct values of a column, as text."""
+    texts = ["none" if pd.isna(value) else str(value) for value in cells.drop_duplicates()]
+    return ", ".join(texts[:limit]) + (", ..." if len(texts) > limit else "")
+
+
+def suggest_patch_sizes(have: Sequence[float], needed: int, img_size: Any = None) -> list[int]:
+    """Which `needed` patch sizes to run next: fill gaps first, then smaller, then larger.
+
+    Only divisors of a square `img_size` that leave at least 2 x 2 tokens, when it is known; else powers of two.
+    """
+    side = plain(img_size)
+    if isinstance(side, int | float) and side >= 2:
+        choices = [p for p in range(1, int(side) // 2 + 1) if int(side) % p == 0]
+    else:
+        choices = [2**power for power in range(7)]
+    known = [float(p) for p in have]
+    added: list[int] = []
+    for _ in range(needed):
+        left = [p for p in choices if p not in known]
+        if not left:
+            break
+        best = max(left, key=lambda p: _usefulness(p, known))
+        added.append(best)
+        known.append(float(best))
+    return sorted(added, reverse=True)
+
+
+def _usefulness(patch_size: int, known: list[float]) -> tuple[float, float]:
+    if not known:
+        return (0.0, -abs(np.log2(patch_size / 8)))
+    octaves = min(abs(np.log2(patch_size / other)) for other in known)
+    inside = min(known) < patch_size < max(known)
+    below = patch_size < min(known)
+    # a whole octave from every known size is far enough; beyond the ends, the nearest such size comes first
+    return (min(octaves, 1.0), (2.0 if inside else 1.0 if below else 0.0) - (0.0 if inside else octaves / 100))
+
+
+LABEL_ORDER = ("panel", "head", "metric_name", "task", "dataset", "study")
+"""Which columns say most about a curve; others follow."""
+
+
+def _label_order(name: str) -> int:
+    return LABEL_ORDER.index(name) if name in LABEL_ORDER else len(LABEL_ORDER)
+
+
+def _label_part(name: str, value: Any) -> str:
+    if name == "img_size":
+        return f"{value} px"
+    return str(value) if name in ("model", "task", "dataset", "metric_name", "study") else f"{name} {value}"
