@@ -45,9 +45,10 @@ def _adventurer_macs(shape: AdventurerShape, tokens: int) -> dict[str, int]:
 def scan_macs(tokens: int, *, d_inner: int, d_state: int, chunk_size: int, groups: int = 1) -> int:
     """Multiply-adds of one chunked scan over L = `tokens`.
 
-    Convention: Q = min(`chunk_size`, L); every token is counted against a full chunk, as kernels compute it (an ideal
-    causal kernel would halve the first two terms); padding of the last chunk is not counted. So the count is a property
-    of the model, whatever chunk length a backend prefers.
+    Convention: Q = min(`chunk_size`, L) with the published `chunk_size` of 256; every token is counted against a full
+    chunk, as kernels compute it (an ideal causal kernel would halve the first two terms); states are counted even where
+    one chunk holds all tokens; padding of the last chunk is not counted. So the count is a property of the model,
+    whatever chunk length a backend prefers: plain torch with chunks of 64 executes 0.90 to 0.97 of the count of Tiny to Base.
     """
     L, Q, E, S = tokens, min(chunk_size, tokens), d_inner, d_state
     within_chunks = groups * L * Q * S + L * Q * E  # C B^T, then times X
