@@ -91,7 +91,7 @@ def _existing_run(run_dir: Path, given: dict[str, Any], overrides: list[str]) ->
         set_by_path(values, name, value)
     changed = build_config(values, overrides, source=str(run.config_path))
     if changed.identity != config.identity:
-        settings = ", ".join([*given, *overrides])
+        settings = ", ".join([*(f"{name}={value}" for name, value in given.items()), *overrides])
         raise UserError(
             f"{run_dir}: {settings} would make it another run; only execution.* can change here, "
             "so leave out --run-dir to start a new run"

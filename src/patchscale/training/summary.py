@@ -108,7 +108,7 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
     """
     config, splits, task, cost, totals = setup.config, setup.splits, setup.task, setup.cost, setup.state.totals
     model, training = config.model, config.training
-    params = count_parameters(task)
+    params = count_parameters(task.backbone)
     images_seen = totals.step * training.batch_size
     train_images = len(splits.train)
     return {
@@ -122,7 +122,7 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
         "patch_size": model.patch_size,
         "tokens": cost.tokens,
         "seed": config.seed,
-        "params_total": params["total"],
+        "params_total": sum(parameter.numel() for parameter in task.parameters()),
         "params_backbone": params["backbone"],
         "params_pos_embed": params["pos_embed"],
         "flops_forward_per_image": cost.flops_forward,
