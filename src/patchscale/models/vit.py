@@ -1,0 +1,163 @@
+"""Vision transformers: timm's own, at any patch size and image size, with a feature map.
+
+Two kinds of names. Ours (`vit_tiny`, `deit_base`, ...) are timm's plain `VisionTransformer` in the sizes of
+`patchscale.shapes`. timm's (`eva02_tiny_patch14_224`, `xcit_nano_12_p16_224`, ...) are built by timm with our patch
+size and image size in place of those in the name. Weights are random; nothing is downloaded.
+
+B batch   N = h*w patches, h = H/p, w = W/p   D embed_dim
+"""
+
+from functools import cache, partial
+from typing import Any, Literal
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from patchscale.errors import UserError
+from patchscale.models.patch_embed import patch_grid
+from patchscale.models.positions import sincos2d
+from patchscale.shapes import ViTShape
+
+PosEmbed = Literal["learned", "sincos2d"]
+
+# Families of timm in which every patch is one token up to the end, and prefix tokens (class, registers) come first.
+# Others are refused: hierarchical ones (swin, pvt, ...) merge tokens, so their patch size is not their token size;
+# the rest cannot be given a patch size.
+TIMM_FAMILIES: dict[str, str] = {
+    "vision_transformer": "plain ViTs: augreg, CLIP, SigLIP, DINOv2, FlexiViT, ...",
+    "deit": "DeiT (distilled) and DeiT III",
+    "eva": "EVA, EVA-02, DINOv3 and other ViTs with rotary positions",
+    "beit": "BEiT: relative position biases, a table that grows with the image",
+    "vision_transformer_relpos": "ViTs with relative position biases",
+    "cait": "CaiT: class token attends in two last blocks",
+    "xcit": "XCiT: attention between channels; patch sizes 8 and 16 only",
+}
+
+
+class PatchModel:
+    """What `create_model` adds to a timm model: mixed into its class, so copying and saving work as usual."""
+
+    architecture = "vit"
+    patch_size: int
+    img_size: tuple[int, int]
+    grid_size: tuple[int, int]
+
+    def forward_feature_map(self, images: Tensor) -> Tensor:
+        """The patch tokens, normalised, as an image [B, D, h, w].
+
+        Models that pool first and normalise afterwards have that norm applied to each token; a few of timm's
+        (RADIO, Perception Encoder) have no final norm at all.
+        """
+        tokens = self.forward_features(images)  # type: ignore[attr-defined]
+        norm, fc_norm = (getattr(self, name, None) for name in ("norm", "fc_norm"))
+        if isinstance(norm, nn.Identity) and fc_norm is not None:
+            tokens = fc_norm(tokens)
+        num_patches = self.grid_size[0] * self.grid_size[1]
+        return tokens[:, -num_patches:].transpose(1, 2).unflatten(2, self.grid_size)
+
+
+def create_vit(
+    shape: ViTShape,
+    *,
+    patch_size: int,
+    img_size: tuple[int, int],
+    num_classes: int,
+    pos_embed: PosEmbed,
+    drop_path_rate: float,
+) -> nn.Module:
+    """A plain ViT (arXiv 2010.11929, with DeiT's initialisation): class token first, LayerNorm eps 1e-6."""
+    grid = patch_grid(img_size, patch_size)
+    model = VisionTransformer(
+        img_size=img_size,
+        patch_size=patch_size,
+        num_classes=num_classes,
+        embed_dim=shape.embed_dim,
+        depth=shape.depth,
+        num_heads=shape.num_heads,
+        mlp_ratio=shape.mlp_dim / shape.embed_dim,
+        drop_path_rate=drop_path_rate,
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+    )
+    return _finish(model, "vit", patch_size, img_size, grid, pos_embed)
+
+
+def create_timm_vit(
+    name: str,
+    *,
+    patch_size: int,
+    img_size: tuple[int, int],
+    num_classes: int,
+    pos_embed: PosEmbed,
+    drop_path_rate: float,
+) -> nn.Module:
+    """A model of timm by its name, at our patch size and image size, from scratch.
+
+    Raises `UserError` if it is not of a family with one token per patch, or its code cannot take these sizes.
+    """
+    grid = patch_grid(img_size, patch_size)
+    architecture = name.partition(".")[0]  # "vit_base_patch16_224.augreg_in1k" is that model and a set of weights
+    if architecture not in timm_vit_names():
+        raise UserError(
+            f"timm model {name!r} does not keep one token per patch or cannot be given a patch size; "
+            f"families that can: {', '.join(TIMM_FAMILIES)}"
+        )
+    options: dict[str, Any] = {"img_size": img_size, "patch_size": patch_size, "num_classes": num_classes}
+    if drop_path_rate:
+        options["drop_path_rate"] = drop_path_rate
+    try:
+        model = timm.create_model(architecture, pretrained=False, **options)
+    except (AssertionError, TypeError, ValueError, RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"timm cannot build {name!r} with patch_size={patch_size} at {img_size[0]}x{img_size[1]} px: {reason}"
+        ) from error
+    return _finish(model, name, patch_size, img_size, grid, pos_embed)
+
+
+@cache
+def timm_vit_names() -> frozenset[str]:
+    """Names of timm's models in `TIMM_FAMILIES`."""
+    return frozenset(timm.list_models(module=list(TIMM_FAMILIES)))
+
+
+def _finish(
+    model: nn.Module,
+    name: str,
+    patch_size: int,
+    img_size: tuple[int, int],
+    grid: tuple[int, int],
+    pos_embed: PosEmbed,
+) -> nn.Module:
+    _zero_patch_bias(model)
+    if pos_embed == "sincos2d":
+        _fix_positions(model, name, grid)
+    model.__class__ = _with_feature_map(type(model))  # type: ignore[arg-type]
+    model.patch_size = patch_size  # type: ignore[assignment]
+    model.img_size = img_size  # type: ignore[assignment]
+    model.grid_size = grid  # type: ignore[assignment]
+    model.embed_dim = model.num_features
+    return model
+
+
+@cache
+def _with_feature_map(timm_class: type[nn.Module]) -> type[nn.Module]:
+    return type(timm_class.__name__, (PatchModel, timm_class), {})
+
+
+def _zero_patch_bias(model: nn.Module) -> None:
+    """Start without a patch bias; docs/decisions/0003-patch-bias-zero.md says why."""
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if isinstance(projection, nn.Conv2d | nn.Linear) and projection.bias is not None:
+        nn.init.zeros_(projection.bias)
+
+
+def _fix_positions(model: nn.Module, name: str, grid: tuple[int, int]) -> None:
+    """Replace the learned position table by a fixed one; rows of prefix tokens, which come first, are zero."""
+    learned = getattr(model, "pos_embed", None)
+    if not isinstance(learned, nn.Parameter) or learned.dim() != 3:
+        raise UserError(f"{name!r} has no table of learned positions to replace; use pos_embed='learned' with it")
+    _, rows, embed_dim = learned.shape
+    table = sincos2d(grid, embed_dim, rows_before=rows - grid[0] * grid[1])
+    del model.pos_embed
+    model.register_buffer("pos_embed", table.to(learned.device), persistent=False)
