@@ -24,7 +24,7 @@ def build(name, **options):
 
 
 def counted_flops(model, *image_size):
-    """FLOPs of a forward pass over one image; the Adventurer's autocast knows no meta device, hence fake CPU tensors."""
+    """FLOPs of a forward pass over one image, on fake CPU tensors: autocast inside the scan knows no meta device."""
     counter = FlopCounterMode(display=False)
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         model = model.to_empty(device="cpu")
@@ -88,7 +88,8 @@ def test_adventurer_flops_agree_with_torchs_count_at_the_published_chunk(name, p
 def test_the_count_changes_with_the_chunk_as_the_scans_formula_says():
     shape, tokens = SHAPES["adventurer_tiny"], 28 * 28
     model = build("adventurer_tiny", patch_size=8, img_size=224)
-    chunk_size = model.layers[0].mixer.chunk_size if hasattr(model, "layers") else 64
+    chunk_size = model.layers[0].mixer.chunk_size
+    assert chunk_size != shape.chunk_size
     cost = estimate_cost("adventurer_tiny", patch_size=8, img_size=224)
     scan = scan_macs(tokens + 2, d_inner=shape.d_inner, d_state=shape.d_state, chunk_size=chunk_size)
     expected = cost.flops_forward - 2 * cost.macs["scan"] + 2 * shape.depth * scan

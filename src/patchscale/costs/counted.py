@@ -5,13 +5,14 @@ The only file of `costs` that needs torch; it is imported on use.
 
 from functools import cache
 
+from patchscale.costs.params import PosEmbed
 from patchscale.errors import UserError
 from patchscale.shapes import image_height_width
 
 
 @cache
 def count_on_meta(
-    model: str, *, patch_size: int, img_size: int | tuple[int, int], pos_embed: str = "learned"
+    model: str, *, patch_size: int, img_size: int | tuple[int, int], pos_embed: PosEmbed = "learned"
 ) -> tuple[dict[str, int], dict[str, int], int]:
     """(parameters by part, multiply-adds by part, embed_dim) of a timm model without its head.
 
@@ -35,7 +36,7 @@ def count_on_meta(
         images = torch.empty(1, 3, *image_height_width(img_size))
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        built.eval().forward_features(images)
+        built.eval().forward_features(images)  # type: ignore[operator]
     counts = count_parameters(built)
     params = {
         "patch_embed": counts["patch_embed"],
@@ -46,7 +47,7 @@ def count_on_meta(
     by_part = {"convolution": 0, "attention_quadratic": 0, "linear": 0}
     for operation, flops in operations.items():
         by_part[_part(str(operation))] += flops // 2
-    return params, by_part, int(built.num_features)
+    return params, by_part, int(built.num_features)  # type: ignore[arg-type]
 
 
 def _part(operation: str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from patchscale.costs.flops import backbone_macs, head_macs
-from patchscale.costs.params import backbone_params, head_params
+from patchscale.costs.params import PosEmbed, backbone_params, head_params
 from patchscale.costs.tokens import num_tokens
 from patchscale.errors import UserError
 from patchscale.shapes import SHAPES
@@ -80,7 +80,7 @@ def estimate_cost(
     img_size: int | tuple[int, int],
     num_classes: int = 1000,
     task: str = "classification",
-    pos_embed: str = "learned",
+    pos_embed: PosEmbed = "learned",
 ) -> Cost:
     """Tokens, parameters and FLOPs of `model`, with a linear head for `task`.
 

@@ -48,7 +48,7 @@ def scan_macs(tokens: int, *, d_inner: int, d_state: int, chunk_size: int, group
     Convention: Q = min(`chunk_size`, L) with the published `chunk_size` of 256; every token is counted against a full
     chunk, as kernels compute it (an ideal causal kernel would halve the first two terms); states are counted even where
     one chunk holds all tokens; padding of the last chunk is not counted. So the count is a property of the model,
-    whatever chunk length a backend prefers: plain torch with chunks of 64 executes 0.90 to 0.97 of the count of Tiny to Base.
+    whatever chunk length a backend prefers: plain torch with chunks of 64 executes 0.90 (Tiny) to 0.97 (Base) of it.
     """
     L, Q, E, S = tokens, min(chunk_size, tokens), d_inner, d_state
     within_chunks = groups * L * Q * S + L * Q * E  # C B^T, then times X

@@ -4,11 +4,15 @@ Position tables and heads are parts of their own, because published counts diffe
 position table is 28 % of Adventurer-Base at patch 1 and 224 pixels.
 """
 
+from typing import Literal
+
 from patchscale.shapes import AdventurerShape, ModelShape, ViTShape
+
+PosEmbed = Literal["learned", "sincos2d"]
 
 
 def backbone_params(
-    shape: ModelShape, *, tokens: int, patch_size: int, pos_embed: str = "learned", in_channels: int = 3
+    shape: ModelShape, *, tokens: int, patch_size: int, pos_embed: PosEmbed = "learned", in_channels: int = 3
 ) -> dict[str, int]:
     """Parameters by part, without a head; a fixed sine-cosine position table has none."""
     D = shape.embed_dim

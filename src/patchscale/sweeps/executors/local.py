@@ -30,6 +30,8 @@ LOOK_EVERY_S = 0.25
 BUSY = 75
 """Exit code of a child that found its run held by another process (EX_TEMPFAIL)."""
 
+_MAIN_MODULE = threading.Lock()
+
 
 class SweepInterrupted(KeyboardInterrupt):
     """A sweep that was asked to stop, and whose runs have saved their state; `exit_code` is 130 or 143."""
@@ -218,12 +220,13 @@ class _StopRequests:
 @contextmanager
 def _main_module_hidden() -> Iterator[None]:
     """Keep multiprocessing from running the user's script a second time inside every child, as it would import it."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
+    with _MAIN_MODULE:
+        main = sys.modules["__main__"]
+        sys.modules["__main__"] = ModuleType("__main__")
+        try:
+            yield
+        finally:
+            sys.modules["__main__"] = main
 
 
 def _child(path: str, threads: int, gpu: str | None, retry_failed: bool) -> None:
