@@ -6,8 +6,10 @@ import signal
 import time
 
 import pytest
+from PIL import Image
 from tests.training.conftest import metrics, outcome, start, wait_until
 
+from patchscale.errors import UserError
 from patchscale.training.loop import run_training
 
 # Everything that draws random numbers or keeps state: drop path, mixing, augmentation, a moving average.
@@ -37,7 +39,7 @@ def step_of(run):
 
 def kill(process):
     """SIGKILL; False if the run had ended before."""
-    os.kill(process.pid, signal.SIGKILL)
+    process.kill()
     process.join()
     return process.exitcode == -signal.SIGKILL
 
@@ -114,6 +116,38 @@ def test_loader_processes_and_checkpoints_do_not_change_the_outcome(make_run):
     run_training(plain)
     run_training(other)
     assert outcome(plain) == outcome(other)
+
+
+def test_loader_processes_die_with_a_killed_run(make_run):
+    run = make_run(*VIT, "training.steps=200", "execution.num_workers=2")
+    process = start(run)
+    wait_until(lambda: step_of(run) >= 1)
+    assert kill(process)
+    with run.lock():  # a loader that lived on would hold it
+        pass
+
+
+def test_a_run_does_not_go_on_with_other_images(make_run, tmp_path):
+    for split, count in (("train", 8), ("val", 2), ("test", 2)):
+        for label, shade in (("dark", 20), ("light", 220)):
+            folder = tmp_path / "photos" / split / label
+            folder.mkdir(parents=True)
+            for number in range(count):
+                Image.new("RGB", (16, 16), (shade + number, shade, shade)).save(folder / f"{number}.png")
+    whole = [f"data.{split}_images=null" for split in ("train", "val", "test")]
+    photos = ["data.name=image_folder", f"data.root={tmp_path}/photos", *whole]
+    run = make_run(*photos, "training.steps=400", "execution.checkpoint_every_s=0")
+    process = start(run)
+    wait_until(lambda: step_of(run) >= 2)
+    assert kill(process)
+    (tmp_path / "photos/train/dark/8.png").write_bytes((tmp_path / "photos/train/dark/1.png").read_bytes())
+    with pytest.raises(UserError, match="the data has changed since this run began"):
+        run_training(run)
+    (tmp_path / "photos/train/dark/8.png").unlink()
+    wait_until(lambda: not run.is_locked())
+    process = start(run)
+    wait_until(lambda: run.status()["state"] == "running" and step_of(run) >= 4)
+    assert kill(process)
 
 
 def test_a_kill_before_the_last_writes_is_mended(make_run):

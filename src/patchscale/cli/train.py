@@ -117,7 +117,7 @@ def _update_execution(run: "RunDirectory", config: RunConfig) -> None:
     """Let the given `execution` settings hold for this attempt."""
     from patchscale.files import write_text
 
-    if run.config() != config and not run.is_locked():
+    if run.config() != config and run.result() is None and not run.is_locked():
         write_text(run.config_path, config.to_yaml())
 
 

@@ -15,7 +15,7 @@ def fashion_mnist() -> RunConfig:
         task="classification",
         model=ModelConfig(name="vit_nano", patch_size=4, img_size=28),
         data=DataConfig(name="fashion_mnist", augment="flip"),
-        training=TrainingConfig(epochs=2, batch_size=64, learning_rate=1e-3, warmup_fraction=0.1),
+        training=TrainingConfig(epochs=2, batch_size=64, warmup_fraction=0.1, num_validations=2),
     )
 
 

@@ -5,8 +5,10 @@ All epochs are laid end to end, each a fresh permutation of the training images,
 (seed, step): a resumed run, or one with more loader processes, sees the same batches.
 """
 
+import ctypes
 import math
 import signal
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -94,7 +96,7 @@ def load_batches(
         batch_size=None,
         num_workers=num_workers,
         collate_fn=_as_it_is,
-        worker_init_fn=_ignore_ctrl_c,
+        worker_init_fn=_follow_the_training_process,
         pin_memory=device.type == "cuda",
         generator=torch.Generator(),  # its own, so that making a loader draws nothing from the global one
     )
@@ -139,6 +141,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _ignore_ctrl_c(worker: int) -> None:
-    # A terminal sends Ctrl-C to the whole process group; the training process decides, loaders follow it.
+def _follow_the_training_process(worker: int) -> None:
+    """Live exactly as long as the training process."""
+    # A terminal sends Ctrl-C to the whole process group; the training process decides.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # A loader holds a copy of the run's lock: outliving a killed run, as it would for seconds, it would block a resume.
+    if sys.platform == "linux":
+        pr_set_pdeathsig = 1
+        ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)

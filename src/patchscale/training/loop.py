@@ -64,6 +64,7 @@ def _train(
     """From the last checkpoint to the final weights; returns the row of results, unwritten."""
     started = time.perf_counter()
     training, execution = config.training, config.execution
+    run.write_status("running")
     setup = set_up(config, device)
     task, state, steps = setup.task, setup.state, setup.steps
     validation_steps = {round(steps * k / training.num_validations) for k in range(1, training.num_validations + 1)}

@@ -52,8 +52,10 @@ class Setup:
 
     def evaluate(self, dataset: Dataset[Any]) -> dict[str, Any]:
         """Loss and metric on a split, with the moving average of the weights if there is one."""
+        task = self.state.evaluated
+        assert isinstance(task, Task)
         return evaluate(
-            self.state.evaluated,
+            task,
             dataset,
             batch_size=self.config.training.batch_size,
             device=self.device,
