@@ -47,9 +47,11 @@ class RunDirectory:
         """The directory of `config` under `runs_root/study`; made and marked queued if it is new."""
         run = cls(runs_root / study / config.run_id)
         if not run.config_path.exists():
-            run.path.mkdir(parents=True, exist_ok=True)
-            run.write_status("queued")
-            write_text(run.config_path, config.to_yaml())
+            # Under the lock, lest a process that makes the same run now and starts it be told that it is queued.
+            with suppress(RunBusy), run.lock():
+                if not run.config_path.exists():
+                    run.write_status("queued")
+                    write_text(run.config_path, config.to_yaml())
         return run
 
     @property

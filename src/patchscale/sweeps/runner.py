@@ -1,12 +1,13 @@
 """Carry out a study: plan it, skip what is finished, run the rest, and return the table."""
 
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchscale.errors import UserError
 from patchscale.files import write_text
-from patchscale.runs.record import RunDirectory
+from patchscale.runs.record import RunBusy, RunDirectory
 from patchscale.runs.store import runs_table
 from patchscale.sweeps.executors import EXECUTORS
 from patchscale.sweeps.plan import PlannedRun, plan_study
@@ -67,5 +68,6 @@ def require_training_half() -> None:
 def _prepare(item: PlannedRun, study: str, runs_root: Path) -> None:
     """Make the run's directory; in an existing one the study's `execution` settings and label hold from now on."""
     run = RunDirectory.create(runs_root, study, item.config)
-    if run.config() != item.config and not run.is_locked():
-        write_text(run.config_path, item.config.to_yaml())
+    if run.config() != item.config:
+        with suppress(RunBusy), run.lock():
+            write_text(run.config_path, item.config.to_yaml())

@@ -30,7 +30,7 @@ LOOK_EVERY_S = 0.25
 BUSY = 75
 """Exit code of a child that found its run held by another process (EX_TEMPFAIL)."""
 
-_MAIN_MODULE = threading.Lock()
+_STARTING = threading.Lock()
 
 
 class SweepInterrupted(KeyboardInterrupt):
@@ -46,9 +46,9 @@ def run_local(
 ) -> None:
     """Carry out `jobs` in their order, `workers` at a time (default: one per GPU, else one per core).
 
-    The CPU cores are divided among the workers, unless a config sets `execution.num_threads`. A run that another
-    process holds is left alone. On Ctrl-C or SIGTERM the running ones save their state and stop; then raises
-    `SweepInterrupted`. A second Ctrl-C kills them.
+    The CPU cores are divided among the workers, unless OMP_NUM_THREADS is smaller or a config sets
+    `execution.num_threads`. A run that another process holds is left alone. On Ctrl-C or SIGTERM the running ones save
+    their state and stop; then raises `SweepInterrupted`. A second Ctrl-C kills them.
     """
     gpus = _visible_gpus() if any(job.config.execution.device in ("auto", "cuda") for job in jobs) else []
     cores = _available_cores()
@@ -154,7 +154,7 @@ class _Pool:
         arguments = (str(job.run.path), self.threads, gpu, self.retry_failed)
         process = self._context.Process(target=_child, args=arguments, name=job.config.run_id)
         try:
-            with _main_module_hidden():
+            with _surroundings_of_a_child():
                 process.start()
         except (EOFError, ConnectionError) as error:
             raise UserError(
@@ -218,15 +218,21 @@ class _StopRequests:
 
 
 @contextmanager
-def _main_module_hidden() -> Iterator[None]:
-    """Keep multiprocessing from running the user's script a second time inside every child, as it would import it."""
-    with _MAIN_MODULE:
-        main = sys.modules["__main__"]
+def _surroundings_of_a_child() -> Iterator[None]:
+    """What has to hold in this process while it starts another."""
+    with _STARTING:
+        main, policy = sys.modules["__main__"], os.environ.get("OMP_WAIT_POLICY")
+        # multiprocessing would import the user's script in every child, and so run it a second time.
         sys.modules["__main__"] = ModuleType("__main__")
+        # Threads that spin while they wait slow a small step 20 to 50 times where other processes want the core;
+        # waiting asleep costs a fifth at most. Read when the server imports torch.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         try:
             yield
         finally:
             sys.modules["__main__"] = main
+            if policy is None:
+                del os.environ["OMP_WAIT_POLICY"]
 
 
 def _child(path: str, threads: int, gpu: str | None, retry_failed: bool) -> None:
@@ -241,7 +247,7 @@ def _child(path: str, threads: int, gpu: str | None, retry_failed: bool) -> None
 
     from patchscale.training.loop import run_training
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(min(threads, torch.get_num_threads()) if "OMP_NUM_THREADS" in os.environ else threads)
     if current_state(run, retry_failed=retry_failed)[0] != "open":
         sys.exit(BUSY)
     try:
