@@ -1,8 +1,8 @@
 """Scenes: garments pasted on a noisy background, with exact label maps, in any number and at any size.
 
-A scene is a function of (seed, split, index). Its arrangement is drawn as fractions of the canvas, so scene number i shows
-the same garments at the same places at every size, with more detail where it is larger. All pixel arithmetic is on integers
-(Pillow's fixed-point resampling, NumPy), so the bytes are the same on every machine.
+A scene is a function of (seed, split, index). Its arrangement is drawn as fractions of the canvas, so scene number i
+shows the same garments at the same places at every size, with more detail where it is larger. All pixel arithmetic is
+on integers (Pillow's fixed-point resampling, NumPy), so the bytes are the same on every machine.
 """
 
 import hashlib
@@ -35,12 +35,15 @@ GARMENTS = (
 )
 """Classes of the pictures, in Fashion-MNIST's order."""
 
+SCENES_VERSION = 1
+"""Raised whenever the same seed composes other scenes than before."""
+
 PICTURES = Path(__file__).parent / "pictures"
 PICTURE_SIDE = 28
 SMALLEST_CANVAS = 16
 
 # Sides of garments as parts of the canvas' shorter side: 16 to 32 px on 48 px.
-_SMALLEST, _LARGEST = 1 / 3, 2 / 3
+_MAIN, _OTHER = (1 / 2, 2 / 3), (1 / 3, 1 / 2)
 # A picture's mask is resized with it; half covered counts as garment.
 _COVERED = 128
 
@@ -100,7 +103,7 @@ class SceneDataset:
             raise IndexError(f"scene {index} of {self.num_scenes}")
         generator = np.random.Generator(np.random.PCG64(derive_seed(self.seed, "scene", self.split, index)))
         pool = picture_pool(self.split)
-        num_garments = int(generator.integers(1, self.max_garments + 1))
+        num_garments = 1 + int(generator.random() ** 2 * self.max_garments)
         draws = generator.random((self.max_garments, 7))[:num_garments].tolist()
         background = _background(generator, self.height, self.width)
 
@@ -111,8 +114,11 @@ class SceneDataset:
         tints = np.zeros((1 + num_garments, 3), np.uint16)
         for place, (which, size, down, across, *tint) in enumerate(draws, start=1):
             picture, classes[place] = pool[int(which * len(pool))]
-            tints[place] = [96 + int(160 * part) for part in tint]
-            side = _side(size, min(self.height, self.width))
+            tints[place] = [192 + int(64 * part) for part in tint]
+            is_main = place == num_garments
+            if is_main:
+                down, across = 0.25 + 0.5 * down, 0.25 + 0.5 * across
+            side = _side(size, min(self.height, self.width), is_main=is_main)
             top = int(down * (self.height - side + 1))
             left = int(across * (self.width - side + 1))
             window = np.s_[top : top + side, left : left + side]
@@ -128,14 +134,15 @@ class SceneDataset:
 def _background(generator: np.random.Generator, height: int, width: int) -> NDArray[np.uint8]:
     """A random tint that varies smoothly by up to 32 around itself, with noise of up to 31 on every value."""
     drawn = np.frombuffer(generator.bytes(3 + 48 + height * width * 3), np.uint8)
-    coarse = 56 + drawn[:3] // 2 + drawn[3:51].reshape(16, 3) // 4 - 32
+    coarse = 8 + drawn[:3] // 4 + drawn[3:51].reshape(16, 3) // 8
     smooth = Image.frombytes("RGB", (4, 4), coarse.tobytes()).resize((width, height), Image.Resampling.BILINEAR)
-    noise = drawn[51:].reshape(height, width, 3) & np.uint8(31)
+    noise = drawn[51:].reshape(height, width, 3) & np.uint8(15)
     return np.asarray(smooth) + noise  # between 24 and 245
 
 
-def _side(size: float, canvas_side: int) -> int:
-    return round((_SMALLEST + (_LARGEST - _SMALLEST) * size) * canvas_side)
+def _side(size: float, canvas_side: int, *, is_main: bool) -> int:
+    smallest, largest = _MAIN if is_main else _OTHER
+    return round((smallest + (largest - smallest) * size) * canvas_side)
 
 
 def _with_truth(image: NDArray[np.uint8], owner: NDArray[np.uint8], classes: NDArray[np.int64]) -> Scene:
@@ -156,7 +163,7 @@ def _with_truth(image: NDArray[np.uint8], owner: NDArray[np.uint8], classes: NDA
 
 
 def _tight_boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    rows, columns = masks.any(axis=2), masks.any(axis=1)
+    rows, columns = np.logical_or.reduce(masks, axis=2), np.logical_or.reduce(masks, axis=1)
     height, width = masks.shape[1:]
     return np.stack(
         [

@@ -24,10 +24,11 @@ def seeded(*parts: int | str) -> Iterator[None]:
     """
     seed = derive_seed(*parts)
     with_cuda = torch.cuda.is_initialized()
-    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    # The libraries that augment draw from NumPy's legacy global generator, so that is the one to seed.
+    python_state, numpy_state, torch_state = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
     cuda_state = torch.cuda.get_rng_state() if with_cuda else None
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed % 2**32)  # noqa: NPY002
     torch.default_generator.manual_seed(seed)
     if with_cuda:
         torch.cuda.manual_seed(seed)
@@ -35,7 +36,7 @@ def seeded(*parts: int | str) -> Iterator[None]:
         yield
     finally:
         random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        np.random.set_state(numpy_state)  # noqa: NPY002
         torch.set_rng_state(torch_state)
         if cuda_state is not None:
             torch.cuda.set_rng_state(cuda_state)

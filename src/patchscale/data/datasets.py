@@ -1,0 +1,258 @@
+"""The three splits of a run, ready for a `DataLoader`, and the record of how they came about."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from patchscale.config import RunConfig
+from patchscale.data.folders import IGNORE_INDEX, FileList, divide, list_image_folder, list_mask_folder
+from patchscale.data.named import NAMED_DATASETS, data_root, load_named
+from patchscale.data.scenes import GARMENTS, SCENES_VERSION, SceneDataset, SceneSplit, pictures_fingerprint
+from patchscale.data.sources import PairSource, PictureSource, PixelSource, SceneSource, Source
+from patchscale.data.splitting import class_counts, fingerprint, limit
+from patchscale.data.transforms import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PictureTransform,
+    PixelTransform,
+    Transform,
+    check_augment,
+    eval_crop_ratio,
+    to_tensor,
+)
+from patchscale.errors import UserError
+from patchscale.shapes import image_height_width
+
+SCENES_PER_SPLIT: dict[SceneSplit, int] = {"train": 4096, "val": 512, "test": 1024}
+
+
+class TrainSplit(Dataset[tuple[Tensor, Tensor]]):
+    """Augmented items by (epoch, index): image float32 [3, H, W], class int64 [] or label map int64 [H, W]."""
+
+    def __init__(self, source: Source, transform: Transform) -> None:
+        self.source = source
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        epoch, index = key
+        return _tensors(self.source, self.transform, epoch, index)
+
+
+class EvalSplit(Dataset[tuple[Tensor, Tensor]]):
+    """Items by index, nothing random: image float32 [3, H, W], class int64 [] or label map int64 [H, W]."""
+
+    def __init__(self, source: Source, transform: Transform) -> None:
+        self.source = source
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return _tensors(self.source, self.transform, 0, index)
+
+
+def _tensors(source: Source, transform: Transform, epoch: int, index: int) -> tuple[Tensor, Tensor]:
+    picture, label_map, label = source[index]
+    pixels, label_map = transform(picture, label_map, epoch, index)
+    target = torch.tensor(label) if label_map is None else torch.from_numpy(label_map.astype(np.int64))
+    return to_tensor(pixels), target
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Splits:
+    """Train, validation and test images of a run, which never overlap."""
+
+    train: TrainSplit
+    val: EvalSplit
+    test: EvalSplit
+    num_classes: int
+    class_names: list[str]
+    ignore_index: int | None
+    """Label-map value that counts for nothing, or None."""
+    record: dict[str, Any]
+    """What goes to data.json: source, counts, split rule and seed, fingerprint, normalisation, evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Parts:
+    """What a data set contributes; the rest is common to all."""
+
+    sources: Mapping[str, Source]
+    class_names: list[str]
+    transform: Callable[..., Transform] = PixelTransform
+    eval_protocol: str
+    fingerprint: str
+    record: Mapping[str, Any]
+    class_counts: Mapping[str, dict[str, int]] | None = None
+    ignore_index: int | None = None
+
+
+def load_splits(config: RunConfig) -> Splits:
+    """Find, check and divide the data of a run.
+
+    Named sets are fetched if need be. Raises `UserError` naming the file, folder or field that is wrong; picture files
+    are decoded when they are read, and raise it then.
+    """
+    data = config.data
+    img_size = image_height_width(config.model.img_size)
+    check_augment(data.augment, with_label_maps=config.task == "segmentation")
+    parts = _LOADERS[data.name](config, img_size)
+    train_transform = parts.transform(augment=data.augment, img_size=img_size, seed=config.seed)
+    eval_transform = parts.transform(augment="none", img_size=img_size)
+    return Splits(
+        train=TrainSplit(parts.sources["train"], train_transform),
+        val=EvalSplit(parts.sources["val"], eval_transform),
+        test=EvalSplit(parts.sources["test"], eval_transform),
+        num_classes=len(parts.class_names),
+        class_names=parts.class_names,
+        ignore_index=parts.ignore_index,
+        record={
+            "name": data.name,
+            **parts.record,
+            "task": config.task,
+            "img_size": list(img_size),
+            "num_classes": len(parts.class_names),
+            "class_names": parts.class_names,
+            "ignore_index": parts.ignore_index,
+            "split_seed": data.split_seed,
+            "images": {split: len(source) for split, source in parts.sources.items()},
+            "class_counts": parts.class_counts,
+            "fingerprint": parts.fingerprint,
+            "augment": data.augment,
+            "normalisation": {"mean": list(IMAGENET_MEAN), "std": list(IMAGENET_STD)},
+            "eval_protocol": parts.eval_protocol,
+        },
+    )
+
+
+def _load_scenes(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    data, with_label_maps = config.data, config.task == "segmentation"
+    counts = {split: _wanted(config, split) or default for split, default in SCENES_PER_SPLIT.items()}
+    sources: dict[str, Source] = {
+        split: SceneSource(SceneDataset(split, count, img_size, data.split_seed), with_label_maps=with_label_maps)
+        for split, count in counts.items()
+    }
+    recipe = f"version {SCENES_VERSION}, pictures {pictures_fingerprint()}, seed {data.split_seed}"
+    return _Parts(
+        sources=sources,
+        class_names=["background", *GARMENTS] if with_label_maps else list(GARMENTS),
+        eval_protocol="whole scene",
+        fingerprint=fingerprint({split: [f"{recipe}, {count} scenes"] for split, count in counts.items()}),
+        record={
+            "title": "scenes composed of Fashion-MNIST garments",
+            "licence": "MIT (pictures)",
+            "split_rule": "each split has its own garments and its own draws",
+        },
+    )
+
+
+def _load_named(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    data, about = config.data, NAMED_DATASETS[config.data.name]
+    train, test, class_names = load_named(data.name, data_root(data.root))
+    published = {"train": train, "test": test}
+    division = divide({part: of_part.labels for part, of_part in published.items()}, data.val_fraction, data.split_seed)
+    sources, labels, lines = {}, {}, {}
+    for split, (part, indices) in division.splits.items():
+        pixels, all_labels = published[part].pixels, published[part].labels
+        chosen = _limited(config, split, indices, all_labels)
+        sources[split] = PixelSource(pixels, all_labels, chosen, img_size)
+        labels[split] = all_labels[chosen]
+        lines[split] = [f"{part} {index} {all_labels[index]}" for index in chosen.tolist()]
+    return _Parts(
+        sources=sources,
+        class_names=list(class_names),
+        eval_protocol="whole image",
+        fingerprint=fingerprint(lines),
+        class_counts={split: class_counts(of_split, class_names) for split, of_split in labels.items()},
+        record={"title": about.title, "licence": about.licence, "split_rule": division.rule},
+    )
+
+
+def _load_image_folder(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    root = _root(config)
+    parts, class_names, ignored = list_image_folder(root)
+    files, rule = _divided(config, parts)
+    for label, count in enumerate(np.bincount(files["train"].labels, minlength=len(class_names))):
+        if not count:
+            raise UserError(
+                f"{root}: no training image is left of class {class_names[label]!r}; add images, "
+                "lower data.val_fraction, or raise data.train_images"
+            )
+    ratio = eval_crop_ratio(config.model.patch_size, img_size)
+    return _Parts(
+        sources={split: PictureSource(of_split) for split, of_split in files.items()},
+        class_names=class_names,
+        transform=partial(PictureTransform, eval_ratio=ratio),
+        # One name for all patch sizes, as the paper compares them under this rule.
+        eval_protocol="centre crop, ratio by patch and image size",
+        fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()}),
+        class_counts={split: class_counts(of_split.labels.tolist(), class_names) for split, of_split in files.items()},
+        record={"root": str(root), "split_rule": rule, "ignored_files": ignored, "eval_crop_ratio": ratio},
+    )
+
+
+def _load_mask_folder(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    root, num_classes = _root(config), config.data.num_classes
+    assert num_classes is not None
+    if num_classes > IGNORE_INDEX:
+        raise UserError(f"data.num_classes={num_classes}: at most {IGNORE_INDEX}, as label {IGNORE_INDEX} is ignored")
+    parts, ignored = list_mask_folder(root)
+    files, rule = _divided(config, parts)
+    return _Parts(
+        sources={split: PairSource(of_split, num_classes, img_size) for split, of_split in files.items()},
+        class_names=[str(label) for label in range(num_classes)],
+        ignore_index=IGNORE_INDEX,
+        eval_protocol="centre crop of the whole shorter side",
+        fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()}),
+        record={"root": str(root), "split_rule": rule, "ignored_files": ignored},
+    )
+
+
+_LOADERS: dict[str, Callable[[RunConfig, tuple[int, int]], _Parts]] = {
+    "scenes": _load_scenes,
+    **dict.fromkeys(NAMED_DATASETS, _load_named),
+    "image_folder": _load_image_folder,
+    "mask_folder": _load_mask_folder,
+}
+
+
+def _root(config: RunConfig) -> Path:
+    assert config.data.root is not None  # the config saw to it
+    return Path(config.data.root).expanduser()
+
+
+def _divided(config: RunConfig, parts: Mapping[str, FileList]) -> tuple[dict[str, FileList], str]:
+    division = divide(
+        {part: files.labels for part, files in parts.items()}, config.data.val_fraction, config.data.split_seed
+    )
+    files = {
+        split: parts[part].take(_limited(config, split, indices, parts[part].labels))
+        for split, (part, indices) in division.splits.items()
+    }
+    return files, division.rule
+
+
+def _limited(config: RunConfig, split: str, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:
+    chosen = limit(
+        indices, labels, _wanted(config, split), config.data.split_seed, "limit", what=f"data.{split}_images"
+    )
+    if not len(chosen):
+        raise UserError(f"data set {config.data.name!r}: nothing is left for {split}; it has too few images")
+    return chosen
+
+
+def _wanted(config: RunConfig, split: str) -> int | None:
+    wanted: int | None = getattr(config.data, f"{split}_images")
+    return wanted

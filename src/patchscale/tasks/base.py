@@ -1,0 +1,65 @@
+"""What a task is: a backbone with a head, a loss, a metric, and the rules of its evaluation."""
+
+from abc import ABC, abstractmethod
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class Meter(Protocol):
+    """Loss and metric over a data set, exact whatever the batch size: sums in float64, counts in int64."""
+
+    def update(self, logits: Tensor, targets: Tensor) -> None:
+        """Count one batch."""
+        ...
+
+    def compute(self) -> dict[str, Any]:
+        """`loss` (plain mean cross-entropy), `metric` (a fraction), and the task's extras."""
+        ...
+
+
+class Task(nn.Module, ABC):
+    """A model with its purpose; training calls it, evaluation reads its meter."""
+
+    metric_name: str
+    """Name of the metric, a fraction in [0, 1]."""
+
+    def __init__(self, backbone: nn.Module, num_classes: int, eval_protocol: str) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_classes = num_classes
+        self.eval_protocol = eval_protocol
+
+    @abstractmethod
+    def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """`loss` (a scalar, with the recipe's smoothing) and `logits` for images [B, 3, H, W]."""
+
+    @abstractmethod
+    def new_meter(self) -> Meter:
+        """An empty meter for one pass over a split."""
+
+
+def check_targets(targets: Tensor, num_classes: int, ignore_index: int | None = None) -> None:
+    """Raises `ValueError` for a class that does not exist.
+
+    On the CPU only: elsewhere looking would wait for the device, and its own cross-entropy asserts the same.
+    """
+    if targets.device.type != "cpu" or targets.numel() == 0:
+        return
+    wrong = (targets < 0) | (targets >= num_classes)
+    if ignore_index is not None:
+        wrong &= targets != ignore_index
+    if bool(wrong.any()):
+        raise ValueError(f"target {int(targets[wrong][0])} with {num_classes} classes; expected 0 to {num_classes - 1}")
+
+
+def cross_entropy_sum(logits: Tensor, targets: Tensor, ignore_index: int | None = None) -> Tensor:
+    """Sum of the cross-entropies of logits [N, K] with classes [N], as a float64 scalar."""
+    losses = F.cross_entropy(
+        logits.float(), targets, reduction="none", ignore_index=-100 if ignore_index is None else ignore_index
+    )
+    if losses.device.type == "mps":  # it has no float64
+        losses = losses.cpu()
+    return losses.sum(dtype=torch.float64)
