@@ -1,0 +1,64 @@
+"""Colours and markers of the curves, in a light and a dark version.
+
+Six colours chosen by search: each differs from every other by at least 30 units of CIELAB, also under simulated
+protanopia, deuteranopia and tritanopia, and from its background by a contrast of at least 3:1 (`tests/reports`
+measures both). Markers differ as well, so no reading depends on colour alone.
+
+In a figure every colour is written as its light hexadecimal value; on a page these become CSS variables, which is
+how one drawing serves both themes. Hence all values below are distinct.
+"""
+
+from dataclasses import dataclass
+
+PAPER, INK, MUTED, GRID = "#ffffff", "#1b1d21", "#5b616b", "#e2e5ea"
+
+LIGHT = {
+    "paper": PAPER,
+    "ink": INK,
+    "muted": MUTED,
+    "grid": GRID,
+    "series-1": "#353dbb",
+    "series-2": "#e0670a",
+    "series-3": "#158f62",
+    "series-4": "#772900",
+    "series-5": "#b56dbd",
+    "series-6": "#4c2d4f",
+}
+DARK = {
+    "paper": "#14161a",
+    "ink": "#e9ebee",
+    "muted": "#a4abb6",
+    "grid": "#2d3138",
+    "series-1": "#857fff",
+    "series-2": "#ff9310",
+    "series-3": "#12b76f",
+    "series-4": "#eae0c8",
+    "series-5": "#ffabff",
+    "series-6": "#947990",
+}
+SERIES = tuple(value for name, value in LIGHT.items() if name.startswith("series-"))
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "h", "<", ">", "*")
+DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("solid", (0, (6, 2)), (0, (2, 1.4)), (0, (7, 2, 1.5, 2)))
+
+
+@dataclass(frozen=True)
+class Style:
+    """How one curve looks in every figure of a report."""
+
+    color: str
+    marker: str
+    dash: str | tuple[int, tuple[float, ...]]
+
+
+def assign_styles(models: list[str]) -> list[Style]:
+    """One style per curve, given the model of each: a colour per model, a marker per curve, a dash per repeat."""
+    order = list(dict.fromkeys(models))
+    seen: dict[str, int] = {}
+    styles = []
+    for index, model in enumerate(models):
+        repeat = seen[model] = seen.get(model, -1) + 1
+        color = SERIES[order.index(model) % len(SERIES)]
+        # a seventh model repeats the first colour; its marker and its dash keep it apart
+        dash = DASHES[(repeat + order.index(model) // len(SERIES)) % len(DASHES)]
+        styles.append(Style(color, MARKERS[index % len(MARKERS)], dash))
+    return styles
