@@ -131,8 +131,9 @@ def test_damaged_or_unfitting_weights_are_named(tmp_path):
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
-    (tmp_path / ".last.pt.123.tmp").write_bytes(b"half")
-    (tmp_path / "last.pt").write_bytes(b"whole")
+    (tmp_path / "checkpoint").mkdir()
+    for name in ("checkpoint/.last.pt.12.34.tmp", "checkpoint/last.pt", ".status.json.12.34.tmp", "status.json"):
+        (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "missing")
-    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["last.pt", "status.json"]

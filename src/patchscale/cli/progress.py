@@ -47,7 +47,8 @@ class _Bar(Watcher):
 
     def step_done(self, step: int, total_steps: int, loss: float) -> None:
         if self.bar is None:
-            self.bar = self.progress.add_task("training", total=total_steps, loss="")
+            # Steps of an earlier attempt are not this one's speed.
+            self.bar = self.progress.add_task("training", total=total_steps, completed=step - 1, loss="")
         self.progress.update(self.bar, completed=step, loss=f"{loss:.3f}")
 
     def message(self, text: str) -> None:

@@ -125,10 +125,14 @@ def load_checkpoint(path: Path, state: TrainingState, identity: str) -> bool:
     return True
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete half-written files that a killed process left; call only while holding the run's lock."""
-    for leftover in folder.glob(".*.tmp"):
-        leftover.unlink(missing_ok=True)
+def remove_leftovers(run_path: Path) -> None:
+    """Delete half-written files that a killed process left; call only while holding the run's lock.
+
+    Not those of config.yaml, which a sweep may be writing at this moment without the lock.
+    """
+    for pattern in (".*.json*.tmp", "checkpoint/.*.tmp"):
+        for leftover in run_path.glob(pattern):
+            leftover.unlink(missing_ok=True)
 
 
 def save_weights(path: Path, task: nn.Module, metadata: dict[str, Any]) -> None:

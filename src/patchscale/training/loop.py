@@ -70,7 +70,7 @@ def _train(
     validation_steps = {round(steps * k / training.num_validations) for k in range(1, training.num_validations + 1)}
 
     # Go on where an earlier attempt stopped.
-    remove_leftovers(run.checkpoint_dir)
+    remove_leftovers(run.path)
     resumed = load_checkpoint(run.checkpoint_dir / LAST, state, config.identity)
     if resumed:
         _require_same_data(run, setup.splits.record)
