@@ -84,6 +84,42 @@ def test_a_new_measurement_scatters_more_than_the_law(planted):
     assert single.low < law.low < profile.predict(axes) < law.high < single.high
 
 
+@pytest.mark.parametrize("letter", ["b", "e", "f"])
+def test_intervals_at_the_bound_of_the_floor_agree_with_brute_force(planted, letter):
+    """A dense grid of exponents and floors, the amplitude's range in closed form; E reaches 0 in these panels."""
+    problem = planted.problem(panel(letter))
+    profile = Profile.of(problem, solve(problem))
+    ours = profile.intervals() | {"next": profile.prediction_interval({"patch_size": np.array([0.5])})}
+    p, y = problem.axes["patch_size"], problem.measured
+    E = np.linspace(0, y.max(), 6001)
+    found = {name: [] for name in ours}
+    for alpha in np.geomspace(0.01, 6, 600):
+        x, z = p**alpha / y, (y[:, None] - E) / y[:, None]
+        square, half, rest = x @ x, x @ z, (z**2).sum(axis=0) - profile.edge
+        reach = np.sqrt(np.clip(half**2 - square * rest, 0, None))
+        inside = (half**2 >= square * rest) & (half + reach >= 0)
+        if inside.any():
+            A = np.stack([np.clip(half - reach, 0, None), half + reach])[:, inside] / square
+            found["alpha"] += [alpha]
+            found["E"] += [E[inside].min(), E[inside].max()]
+            found["A"] += [A.min(), A.max()]
+            found["next"] += [(E[inside] + A * 0.5**alpha).min(), (E[inside] + A * 0.5**alpha).max()]
+    for name, values in found.items():
+        assert (ours[name].low, ours[name].high) == pytest.approx((min(values), max(values)), rel=0.02), name
+    assert ours["E"].low == 0
+
+
+def test_an_end_that_only_the_search_stops_is_open_for_the_amplitude_too(planted):
+    problem = planted.problem(panel("i"))
+    profile = Profile.of(problem, solve(problem))
+    A = profile.intervals()["A"]
+    assert (A.low, A.low_open, A.high_open) == (0, True, False)
+    assert str(A).startswith("[<")
+    # towards small patches the law levels out whatever the exponent; towards large ones it does not
+    assert not profile.prediction_interval({"patch_size": np.array([0.5])}).high_open
+    assert profile.prediction_interval({"patch_size": np.array([64.0])}).high == np.inf
+
+
 def test_an_exponent_that_nothing_bounds_is_open(planted):
     problem = planted.problem(panel("i"))
     alpha = Profile.of(problem, solve(problem)).intervals()["alpha"]

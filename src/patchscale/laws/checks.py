@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from patchscale.laws.forms import Array
-from patchscale.laws.table import Target, listed, shorten
+from patchscale.laws.table import Target, listed, plain, shorten
 from patchscale.laws.uncertainty import Conditioning, Interval, Noise
 from patchscale.laws.varpro import Problem, Solution
 
@@ -20,8 +20,8 @@ WEAK_RATIO = 5.0
 """An exponent whose interval spans more than this factor is called weak."""
 CONDITION_LIMIT = 30.0
 """Above this the parameters trade off (Belsley, Kuh and Welsch 1980 call 30 and more moderate to strong)."""
-MIN_LEVELS_FOR_RUNS = 7
-"""With six levels or fewer no arrangement of signs is rarer than 1 in 20."""
+MIN_LEVELS_FOR_RUNS = 8
+"""With seven levels or fewer no arrangement of signs is rarer than 1 in 20."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +96,11 @@ def _trend(e: Evidence) -> Finding:
     if rises:
         message = f"not monotone: patch {'; patch '.join(rises)}; check these runs (longer training? more seeds?)"
         return "warn", message
+    uncertain = [
+        name for name in e.problem.law.amplitudes[1:] if e.intervals[name].low == 0 and not e.intervals[name].low_open
+    ]
+    if uncertain:
+        return "warn", f"the fall is within the noise: {listed(uncertain)} may be 0; add seeds or patch sizes"
     return "ok", f"the {e.target.name} falls at every step to a smaller patch"
 
 
@@ -126,9 +131,7 @@ def _weak_exponent(e: Evidence) -> Finding:
     good: list[tuple[str, str]] = []
     for exponent in e.problem.law.exponents:
         interval = e.intervals[exponent.name]
-        low = f"<{exponent.low:g}" if interval.low_open else f"{interval.low:.3g}"
-        high = f">{exponent.high:g}" if interval.high_open else f"{interval.high:.3g}"
-        text = f"{exponent.name} [{low}, {high}]"
+        text = f"{exponent.name} {interval}"
         open_end = interval.low_open or interval.high_open
         (weak if open_end or interval.high > WEAK_RATIO * interval.low else good).append((exponent.name, text))
     if weak:
@@ -176,8 +179,7 @@ def _replicates(e: Evidence) -> Finding:
         columns = [*(axis.column for axis in e.problem.law.axes), "seed"]
         repeated = e.rows[e.rows.duplicated(columns, keep=False) & e.rows["seed"].notna()]
         if len(repeated):
-            first = repeated.iloc[0]
-            place = ", ".join(f"{name} {first[name]:g}" for name in columns)
+            place = ", ".join(f"{name} {plain(repeated[name].iloc[0])}" for name in columns)
             return "warn", f"{place} occurs more than once: those runs differ in something that no column shows"
     if counts.max() == 1:
         return "warn", "one run per patch size: seed noise is not measured; run two more seeds"

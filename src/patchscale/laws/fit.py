@@ -35,8 +35,9 @@ from patchscale.laws.varpro import Problem, solve
 
 __all__ = ["Check", "Estimate", "Fit", "FitList", "HoldOut", "Refused", "fit_curves", "fit_law"]
 
-STARTS = 32
-HOLDOUT_STARTS = 8
+STARTS = {1: 16, 2: 64, 3: 64}
+"""Scattered starts, by number of exponents."""
+HOLDOUT_STARTS = 4
 
 
 @dataclass(frozen=True)
@@ -143,7 +144,7 @@ def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: Options, curve:
     _refuse_too_few(rows, dropped, law, label)
     rows = rows.sort_values([axis.column for axis in law.axes], kind="stable").reset_index(drop=True)
     problem = _problem(rows, law, target, noise, label)
-    solution = solve(problem, starts=STARTS)
+    solution = solve(problem, starts=STARTS[len(law.exponents)])
     profile = Profile.of(problem, solution, level=level)
     intervals = profile.intervals()
     condition = conditioning(problem, solution)
@@ -198,16 +199,8 @@ def _problem(rows: pd.DataFrame, law: Law, target: Target, noise: str | None, la
 
 
 def _estimates(law: Law, values: np.ndarray, intervals: dict[str, Interval]) -> dict[str, Estimate]:
-    bounds = {exponent.name: (exponent.low, exponent.high) for exponent in law.exponents}
     return {
-        name: Estimate(
-            float(value),
-            intervals[name].low,
-            intervals[name].high,
-            intervals[name].low_open,
-            intervals[name].high_open,
-            bounds.get(name, (0.0, np.inf)),
-        )
+        name: Estimate(float(value), intervals[name].low, intervals[name].high, intervals[name])
         for name, value in zip(law.parameters, values, strict=True)
     }
 

@@ -11,24 +11,31 @@ import pandas as pd
 from patchscale.errors import UserError
 from patchscale.laws.checks import Check, HoldOut
 from patchscale.laws.table import Target, plain, target_named
-from patchscale.laws.uncertainty import Profile
+from patchscale.laws.uncertainty import Interval, Profile
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A parameter and its interval; an open end is 0 or infinite, and was sought as far as `searched`."""
+    """A parameter and its interval; an open end is 0 or infinite."""
 
     value: float
     low: float
     high: float
-    low_open: bool = False
-    high_open: bool = False
-    searched: tuple[float, float] = (0.0, math.inf)
+    interval: Interval = field(repr=False)
+    """The same ends, and how far an open one was sought."""
+
+    @property
+    def low_open(self) -> bool:
+        """Whether the search, not the data, ends the interval below."""
+        return self.interval.low_open
+
+    @property
+    def high_open(self) -> bool:
+        """Whether the search, not the data, ends the interval above."""
+        return self.interval.high_open
 
     def __str__(self) -> str:
-        low = f"<{self.searched[0]:g}" if self.low_open else f"{self.low:.3g}"
-        high = f">{self.searched[1]:g}" if self.high_open else f"{self.high:.3g}"
-        return f"{self.value:.3g} [{low}, {high}]"
+        return f"{self.value:.3g} {self.interval}"
 
 
 @dataclass(frozen=True, eq=False)

@@ -81,7 +81,8 @@ def split_usable(table: pd.DataFrame, law: Law, target: Target) -> tuple[pd.Data
         usable = table["run_id"].where(reasons == "")
         because(usable.notna() & usable.duplicated(), "the same run is in the table twice")
     used = reasons == ""
-    return table[used].copy(), table[~used].assign(reason=reasons[~used])
+    numbers = {axis.column: pd.to_numeric(table.loc[used, axis.column]) for axis in law.axes}
+    return table[used].assign(**numbers), table[~used].assign(reason=reasons[~used])
 
 
 def constant(cells: pd.Series) -> bool:

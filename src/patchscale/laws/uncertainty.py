@@ -34,12 +34,26 @@ class Noise:
 
 @dataclass(frozen=True)
 class Interval:
-    """Both ends; an open end is 0 or infinite, and was sought as far as `searched`."""
+    """Both ends; an open end is 0 or infinite, and was sought as far as `searched`.
+
+    An end is open if the bounds of the search, not the data, stop it.
+    """
 
     low: float
     high: float
     low_open: bool = False
     high_open: bool = False
+    searched: tuple[float, float] = (0.0, np.inf)
+
+    def __str__(self) -> str:
+        low = f"<{self.searched[0]:.3g}" if self.low_open else f"{self.low:.3g}"
+        high = f">{self.searched[1]:.3g}" if self.high_open else f"{self.high:.3g}"
+        return f"[{low}, {high}]"
+
+    @classmethod
+    def between(cls, low: float, high: float, *, low_open: bool, high_open: bool) -> "Interval":
+        """The interval whose ends were found at `low` and `high`."""
+        return cls(0.0 if low_open else low, np.inf if high_open else high, low_open, high_open, (low, high))
 
 
 def estimate_noise(problem: Problem, solution: Solution) -> Noise:
@@ -102,12 +116,7 @@ def exponent_interval(problem: Problem, solution: Solution, index: int, edge: fl
         else:
             ends.append((brentq(excess_at, places[last], places[last + 1], xtol=1e-12), False))
     (low_end, low_open), (high_end, high_open) = ends
-    return Interval(
-        0.0 if low_open else float(np.exp(low_end)),
-        np.inf if high_open else float(np.exp(high_end)),
-        low_open,
-        high_open,
-    )
+    return Interval.between(float(np.exp(low_end)), float(np.exp(high_end)), low_open=low_open, high_open=high_open)
 
 
 def _best_given(problem: Problem, index: int, place: float) -> float:
@@ -122,7 +131,7 @@ def _best_given(problem: Problem, index: int, place: float) -> float:
 
 def linear_interval(
     problem: Problem,
-    region: tuple[Array, Array],
+    exponents: Sequence[Interval],
     edge: float,
     direction: Callable[[Array], Array],
     *,
@@ -130,9 +139,10 @@ def linear_interval(
 ) -> Interval:
     """Profile interval of a combination of the amplitudes, `direction(exponents [G, q]) -> [G, k]`.
 
-    `region` bounds the logarithms of the exponents that the data allow. `extra_variance`, in units of the residual
-    variance, widens the interval to that of a new measurement.
+    `exponents` are the intervals of the exponents. `extra_variance`, in units of the residual variance, widens the
+    interval to that of a new measurement.
     """
+    low, high = exponent_region(problem, exponents)
 
     def lower(places: Array) -> Array:
         return _ends(problem, np.exp(places), edge, direction, extra_variance)[0]
@@ -140,9 +150,36 @@ def linear_interval(
     def minus_upper(places: Array) -> Array:
         return -_ends(problem, np.exp(places), edge, direction, extra_variance)[1]
 
-    low = zoom(lower, *region)[1]
-    high = -zoom(minus_upper, *region)[1]
-    return Interval(low, high, not np.isfinite(low), not np.isfinite(high))
+    low_place, low_end = zoom(lower, low, high)
+    high_place, high_end = zoom(minus_upper, low, high)
+    return Interval.between(
+        low_end,
+        -high_end,
+        low_open=_stopped_by_bounds(lower, low_place, low_end, exponents, (low, high)),
+        high_open=_stopped_by_bounds(minus_upper, high_place, high_end, exponents, (low, high)),
+    )
+
+
+def _stopped_by_bounds(
+    function: Callable[[Array], Array],
+    place: Array,
+    value: float,
+    exponents: Sequence[Interval],
+    region: tuple[Array, Array],
+) -> bool:
+    """Whether an extreme lies at the bound of an open exponent and still moves there: over 1 % for 10 % in it."""
+    for i, interval in enumerate(exponents):
+        for bound, is_open, inward in (
+            (region[0][i], interval.low_open, 1.1),
+            (region[1][i], interval.high_open, 1 / 1.1),
+        ):
+            if is_open and abs(place[i] - bound) < 1e-6:
+                inside = place.copy()
+                inside[i] += np.log(inward)
+                before = float(function(inside[None])[0])
+                if not abs(before - value) <= 0.01 * abs(value):
+                    return True
+    return False
 
 
 def _ends(
@@ -176,10 +213,10 @@ def _ends(
     return low, high
 
 
-def exponent_region(problem: Problem, intervals: Sequence[Interval]) -> tuple[Array, Array]:
+def exponent_region(problem: Problem, exponents: Sequence[Interval]) -> tuple[Array, Array]:
     """The box, in logarithms, that holds all exponents the data allow."""
     low, high = problem.bounds
-    for i, interval in enumerate(intervals):
+    for i, interval in enumerate(exponents):
         if not interval.low_open:
             low[i] = np.log(interval.low)
         if not interval.high_open:
@@ -231,9 +268,8 @@ class Profile:
     def intervals(self) -> dict[str, Interval]:
         """Interval of every parameter by name."""
         law = self.problem.law
-        region = exponent_region(self.problem, self.exponents)
         found = {
-            name: linear_interval(self.problem, region, self.edge, amplitude_direction(self.problem, i))
+            name: linear_interval(self.problem, self.exponents, self.edge, amplitude_direction(self.problem, i))
             for i, name in enumerate(law.amplitudes)
         }
         return found | {e.name: interval for e, interval in zip(law.exponents, self.exponents, strict=True)}
@@ -248,9 +284,8 @@ class Profile:
         extra = 0.0
         if new_measurement:
             extra = float(self.predict(axes) if self.problem.relative else np.median(self.problem.sigma)) ** 2
-        region = exponent_region(self.problem, self.exponents)
         direction = prediction_direction(self.problem, axes)
-        return linear_interval(self.problem, region, self.edge, direction, extra_variance=extra)
+        return linear_interval(self.problem, self.exponents, self.edge, direction, extra_variance=extra)
 
 
 @dataclass(frozen=True)

@@ -138,7 +138,7 @@ class Solution:
         return np.concatenate([self.amplitudes, self.exponents])
 
 
-def solve(problem: Problem, *, starts: int = 32, seed: int = 0) -> Solution:
+def solve(problem: Problem, *, starts: int = 16, seed: int = 0) -> Solution:
     """Search the exponents: a log grid, then bounded trust-region refinement from scattered (Sobol) starts.
 
     Deterministic for a given `seed`. The best grid points are refined too, so that `starts` only measures how hard
@@ -175,23 +175,28 @@ def _refine(problem: Problem, start: Array, scale: float) -> tuple[Array, float]
     the objective whatever its size. The Jacobian is Kaufman's: exact gradient, second-order term left out.
     """
     low, high = problem.bounds
-    target = problem.measured / problem.sigma
+    weight = 1 / (problem.sigma * np.sqrt(scale))
+    solved: dict[bytes, Array] = {}
+
+    def amplitudes_at(place: Array) -> Array:
+        # the residuals and the Jacobian are asked for at the same places
+        if place.tobytes() not in solved:
+            solved.clear()
+            solved[place.tobytes()] = project(problem, np.exp(place)[None])[0][0]
+        return solved[place.tobytes()]
 
     def residuals(place: Array) -> Array:
-        exponents = np.exp(place)
-        amplitudes, _ = project(problem, exponents[None])
-        return (problem.model(exponents, amplitudes[0]) / problem.sigma - target) / np.sqrt(scale)
+        return (problem.model(np.exp(place), amplitudes_at(place)) - problem.measured) * weight
 
     def jacobian(place: Array) -> Array:
-        exponents = np.exp(place)
-        amplitudes, _ = project(problem, exponents[None])
-        moved = np.einsum("nkq,k->nq", problem.law.basis_gradient(exponents[None], problem.axes)[0], amplitudes[0])
-        moved = moved * exponents / problem.sigma[:, None]
-        free = problem.law.basis(exponents[None], problem.axes)[0][:, amplitudes[0] > 0] / problem.sigma[:, None]
+        exponents, amplitudes = np.exp(place), amplitudes_at(place)
+        moved = problem.law.basis_gradient(exponents[None], problem.axes)[0].transpose(0, 2, 1) @ amplitudes
+        moved = moved * exponents * weight[:, None]
+        free = problem.law.basis(exponents[None], problem.axes)[0][:, amplitudes > 0] * weight[:, None]
         if free.size:
             q, _ = np.linalg.qr(free / np.linalg.norm(free, axis=0))
             moved = moved - q @ (q.T @ moved)
-        return moved / np.sqrt(scale)
+        return moved
 
     inside = np.clip(start, low + 1e-9, high - 1e-9)
     found = least_squares(

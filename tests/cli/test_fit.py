@@ -1,0 +1,153 @@
+"""`patchscale fit` and `patchscale published`, through the command's own parser."""
+
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from patchscale.cli.fit import fit
+from patchscale.cli.published import published
+from patchscale.config import build_config
+from patchscale.errors import UserError
+from patchscale.runs.record import RunDirectory
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command("fit")(fit)
+app.command("published")(published)
+
+
+def run(*arguments: str):
+    """Standard output and error of the command; a `UserError` is raised as it is."""
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+@pytest.fixture
+def curve_csv(tmp_path):
+    p = np.array([16, 8, 4, 2, 1])
+    scatter = 1 + 1e-3 * np.array([1, -1, 0.5, -0.5, 1])
+    loss = (0.8 + 0.006 * p**1.4) * scatter
+    path = tmp_path / "mine.csv"
+    pd.DataFrame({"model": "mine", "patch_size": p, "test_loss": loss}).to_csv(path, index=False)
+    return path
+
+
+def test_a_csv_gives_a_sentence_a_table_and_the_warnings(curve_csv):
+    out = run("fit", str(curve_csv), "--predict", "2,1,0.5").stdout
+    lines = out.splitlines()
+    assert lines[0].startswith("mine: halving the patch from 2 to 1 px is predicted to lower the test loss")
+    assert lines[1].split("\t") == ["patch_size", "measured", "predicted", "low", "high", "note"]
+    assert [line.split("\t")[0] for line in lines[2:5]] == ["2", "1", "0.5"]
+    assert lines[4].endswith("extrapolated")
+    assert any(line.startswith("warn: replicates: one run per patch size") for line in lines)
+
+
+def test_json_is_one_document_without_infinities(curve_csv):
+    values = json.loads(run("fit", "published:patchification/test-loss", "--where", "panel=i", "--json").stdout)
+    (one,) = values["fits"]
+    alpha = one["parameters"]["alpha"]
+    assert alpha["high"] is None
+    assert alpha["high_open"]
+    assert alpha["text"].endswith(">6]")
+    assert [row["patch_size"] for row in one["predictions"]] == [16, 8, 4, 2, 1]
+    assert values["refused"] == []
+
+
+def test_curves_that_cannot_be_fitted_are_named_and_the_others_printed():
+    result = run("fit", "published:patchification/imagenet", "--target", "error", "--where", "img_size=64")
+    assert "DeiT-Base, 64 px: halving" in result.stdout
+    assert "not fitted: Adventurer-Tiny, 64 px: 1 distinct patch_size (1)" in result.stderr
+    assert "not fitted" not in result.stdout
+
+
+def test_a_study_folder_uses_finished_runs_and_says_what_it_left_out(tmp_path):
+    for patch_size in (16, 8, 4, 2, 1):
+        config = build_config({"model": {"name": "vit_test", "patch_size": patch_size, "img_size": 32}})
+        record = RunDirectory.create(tmp_path, "study", config)
+        if patch_size == 1:
+            record.write_status("failed", kind="out_of_memory", message="too large")
+            continue
+        loss = 0.8 + 0.006 * patch_size**1.4
+        row = {"run_id": config.run_id, "status": "done", "model": "vit_test", "img_size": 32, "patch_size": patch_size}
+        record.write_json("result.json", {**row, "seed": 0, "test_loss": loss, "task": "classification"})
+        record.write_status("done")
+    result = run("fit", str(tmp_path))
+    assert result.stdout.startswith("vit_test, 32 px: halving the patch from 2 to 1 px")
+    assert "(1 px was not measured)" in result.stdout
+    assert "1 of 5 rows are left out: status is failed, not done" in result.stderr
+
+
+def test_columns_are_chosen_and_rows_selected():
+    out = run(
+        "fit", "published:patchification/coco", "--target", "error", "--by", "model, metric_name",
+        "--where", "model=Adventurer-Tiny", "--where", "metric_name=box AP",
+    ).stdout  # fmt: skip
+    assert out.count("halving the patch") == 1
+    assert "the error (1 - box AP)" in out
+
+
+def test_the_forms_are_listed():
+    assert "y = E + A * p^alpha" in run("fit", "--list-forms").stdout
+    assert json.loads(run("fit", "--list-forms", "--json").stdout)[0]["form"] == "patch"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to fit: give a folder of runs, published:NAME, or a CSV file"),
+        (["no-such-folder"], "no such folder or file"),
+        (["published:nothing"], "no published table 'nothing'"),
+        (["published:patchification/imagenet"], "use target 'error'"),
+        (
+            ["published:patchification/imagenet", "--target", "error", "--where", "img_size=99"],
+            "img_size is 64, 128, 224",
+        ),
+        (["published:patchification/test-loss", "--where", "panel"], "not of the form column=value"),
+        (["published:patchification/test-loss", "--where", "pannel=a"], "did you mean 'panel'"),
+        (["published:patchification/test-loss", "--predict", "2;1"], "not a list of patch sizes"),
+        (["published:patchification/test-loss", "--predict", "0"], "positive"),
+        (["published:patchification/test-loss", "--form", "tokens"], "form 'tokens' is not known"),
+        (["published:patchification/test-loss", "--level", "95"], "level=95.0 is not between 0 and 1"),
+        (
+            ["published:patchification/imagenet", "--target", "error", "--where", "patch_size=1"],
+            "no curve could be fitted",
+        ),
+    ],
+)
+def test_mistakes_are_one_line(arguments, message):
+    with pytest.raises(UserError) as caught:
+        run("fit", *arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_folders_without_runs_and_files_that_are_no_tables(tmp_path):
+    with pytest.raises(UserError, match="no runs below this folder"):
+        run("fit", str(tmp_path))
+    broken = tmp_path / "broken.csv"
+    broken.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not a CSV table"):
+        run("fit", str(broken))
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(UserError, match="not a CSV table"):
+        run("fit", str(tmp_path / "empty.csv"))
+
+
+def test_published_lists_and_prints():
+    assert "patchification/imagenet\t53\t" in run("published").stdout
+    result = run("published", "patchification/test-loss")
+    assert result.stdout.splitlines()[0].startswith("panel\ttask\tdataset\tmodel")
+    assert "note: losses compare within a panel only" in result.stderr
+    table = pd.read_csv(io.StringIO(run("published", "patchification/test-loss", "--csv").stdout))
+    assert len(table) == 45
+    rows = json.loads(run("published", "patchification/test-loss", "--json").stdout)
+    assert len(rows) == 45
+    assert rows[15]["model"] is None
+    assert rows[0]["img_size"] == 64
+    with pytest.raises(UserError, match="give one"):
+        run("published", "--json", "--csv")
