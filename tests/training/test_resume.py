@@ -68,25 +68,22 @@ def test_killed_while_writing_a_checkpoint_and_resumed(make_run, settings):
 @pytest.mark.parametrize("settings", [VIT, ADVENTURER], ids=["vit", "adventurer"])
 def test_killed_again_and_again_at_random_moments(make_run, settings):
     undisturbed = make_run(*settings, study="undisturbed")
-    started = time.monotonic()
-    process = start(undisturbed)
-    process.join()
-    duration_s = time.monotonic() - started
+    run_training(undisturbed)
     expected = outcome(undisturbed)
+    steps = expected["result"]["steps"]
 
     draw = random.Random(0)
     kills = 0
     for repetition in range(20):
         run = make_run(*settings, study=f"killed-{repetition}")
-        while kills <= repetition:
+        for step in sorted(draw.sample(range(steps), k=draw.choice([1, 2]))):
             process = start(run)
-            process.join(draw.uniform(0.1, 1.1) * duration_s)
-            if not kill(process):
-                break
-            kills += 1
+            wait_until(lambda: step_of(run) >= step or not process.is_alive())  # noqa: B023
+            time.sleep(draw.uniform(0, 0.03))
+            kills += kill(process)
         run_training(run)
         assert outcome(run) == expected, f"repetition {repetition}"
-    assert kills >= 15
+    assert kills >= 20
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
