@@ -37,8 +37,9 @@ def test_grouping_can_be_chosen(study):
     assert len(fit_curves(study[study["img_size"] == 32], by=["model"])) == 2
     with pytest.raises(UserError, match=r"cannot group by 'modle': no such column; did you mean 'model'"):
         fit_curves(study, by=["modle"])
-    with pytest.raises(UserError, match=r"vit_nano: the rows differ in img_size \(32, 64\)"):
-        fit_curves(study, by=["model"])
+    mixed = fit_curves(study, by=["model"])
+    assert not mixed
+    assert mixed.refused[0].reason.startswith("vit_nano: the rows differ in img_size (32, 64), not in patch_size alone")
 
 
 def test_the_error_is_one_minus_the_metric(study):
@@ -78,13 +79,21 @@ def test_a_curve_with_too_few_sizes_is_refused_by_name_and_the_others_are_fitted
     )
 
 
-def test_nothing_to_fit_is_an_error_that_names_every_reason(study):
-    with pytest.raises(UserError, match=r"no curve could be fitted: vit_nano, 32 px: 2 distinct"):
-        fit_curves(study[study["patch_size"].isin([16, 8])])
-    with pytest.raises(UserError, match="no row can be fitted: status is queued, not done"):
-        fit_curves(study.assign(status="queued"))
+def test_a_list_without_fits_says_why(study):
+    fits = fit_curves(study[study["patch_size"].isin([16, 8])])
+    assert list(fits) == []
+    assert len(fits.refused) == 4
+    assert fits.why_empty().startswith("no curve could be fitted: vit_nano, 32 px: 2 distinct")
+    assert fits.why_empty().endswith("; and 1 more")
+    assert fit_curves(study.assign(status="queued")).why_empty() == "no row can be fitted: status is queued, not done"
+    assert fit_curves(study.iloc[:0]).why_empty() == "no row can be fitted: the table is empty"
     with pytest.raises(UserError, match=r"0 distinct patch_size \(none\) \(40 rows dropped: status is queued"):
         fit_law(study.assign(status="queued"))
+
+
+def test_fitted_rows_keep_their_place_in_the_table(study):
+    fits = fit_curves(study)
+    assert sorted(index for fit in fits for index in fit.rows.index) == list(study.index)
 
 
 def test_mixed_recipes_are_refused_unless_allowed(planted):

@@ -57,6 +57,8 @@ def fit(
         noise=noise or None,
         allow_mixed=allow_mixed,
     )
+    if not fits:
+        raise UserError(fits.why_empty())
     if len(fits.dropped):
         reasons = shorten(fits.dropped["reason"])
         print(f"{len(fits.dropped)} of {len(table)} rows are left out: {reasons}", file=sys.stderr)
