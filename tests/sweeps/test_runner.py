@@ -135,6 +135,27 @@ def test_ctrl_c_saves_the_runs_and_the_same_study_goes_on(tiny, recorder, tmp_pa
     assert table["test_loss"].tolist() == whole["test_loss"].tolist(), "an interruption changes nothing, bit for bit"
 
 
+def test_a_second_ctrl_c_kills_and_loses_no_more_than_the_last_checkpoint(tiny, recorder, tmp_path):
+    study = tiny("execution.checkpoint_every_s=0", steps=3000)
+    pressed = []
+
+    def press_twice(job):
+        if not pressed:
+            pressed.append(job)
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    stopped = recorder(press_twice, at_step=5)
+    with pytest.raises(SweepInterrupted):
+        run_study(study, tmp_path, progress=stopped)
+    (run,) = runs_of(study, tmp_path)
+    assert stopped.ended_runs[run.path.name][0] == "interrupted"
+    assert state_of(run)["state"] == "running", "it had no time to say a word"
+    assert run.status()["state"] == "interrupted"
+    assert run.status()["step"] >= 4
+    assert not run.is_locked()
+
+
 def test_two_sweeps_of_one_study_share_its_runs(tiny, recorder, tmp_path):
     study = tiny(patch_size=[16, 8], seed=[0, 1, 2], steps=8)
     watchers = [recorder(), recorder()]

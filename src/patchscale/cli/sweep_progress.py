@@ -108,7 +108,7 @@ class _Bars(_Events):
             )
 
     def message(self, text: str) -> None:
-        self.progress.console.print(text, markup=False, highlight=False)
+        self.progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 class _TimeLeft:

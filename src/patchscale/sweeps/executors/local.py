@@ -57,7 +57,7 @@ def run_local(
     waiting = deque(jobs)
     held: list[PlannedRun] = []  # found held by another process; looked at again when the rest is done
     second_look = False
-    with _StopRequests(pool, watcher) as stop, pool:
+    with _StopRequests(pool) as stop, pool:
         while waiting or pool.running or (held and not second_look):
             if not waiting and not pool.running:
                 waiting, held, second_look = deque(held), [], True
@@ -78,7 +78,8 @@ def run_local(
                     watcher.ended(job, *settle(job.run, exit_code, stopping=stop.received is not None))
             watcher.looked(list(pool.running.values()))
             if stop.received:
-                pool.ask_to_stop()
+                if pool.ask_to_stop():
+                    watcher.message("stopping: running runs finish their step and save; Ctrl-C again kills them")
                 if not pool.running:
                     raise SweepInterrupted(stop.received)
     for job in held:
@@ -178,12 +179,13 @@ class _Pool:
             assert exit_code is not None
             yield job, exit_code
 
-    def ask_to_stop(self) -> None:
-        """Ask every run, once, to finish its step, save and end; asked twice it would drop the step."""
-        for process in self.running:
-            if process not in self._asked:
-                self._asked.add(process)
-                process.terminate()
+    def ask_to_stop(self) -> bool:
+        """Ask every run to finish its step, save and end; once, as asked twice it drops the step. Whether any was."""
+        to_ask = self.running.keys() - self._asked
+        for process in to_ask:
+            process.terminate()
+        self._asked |= to_ask
+        return bool(to_ask)
 
     def kill(self) -> None:
         """End every run at once; it goes on from its last checkpoint another time."""
@@ -192,11 +194,11 @@ class _Pool:
 
 
 class _StopRequests:
-    """Passes Ctrl-C and SIGTERM on to the runs: the first asks them to save and stop, the second kills them."""
+    """Ctrl-C and SIGTERM: the first is remembered, for the runs to be asked to save and stop; the second kills them."""
 
-    def __init__(self, pool: _Pool, watcher: SweepWatcher) -> None:
+    def __init__(self, pool: _Pool) -> None:
         self.received: signal.Signals | None = None
-        self._pool, self._watcher = pool, watcher
+        self._pool = pool
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> "_StopRequests":
@@ -210,11 +212,9 @@ class _StopRequests:
             signal.signal(number, handler)
 
     def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.received is None:
-            self.received = signal.Signals(number)
-            self._watcher.message("stopping: running runs finish their step and save; Ctrl-C again kills them")
-        else:
+        if self.received is not None:
             self._pool.kill()
+        self.received = signal.Signals(number)
 
 
 @contextmanager
