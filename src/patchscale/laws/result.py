@@ -10,7 +10,7 @@ import pandas as pd
 
 from patchscale.errors import UserError
 from patchscale.laws.checks import Check, HoldOut
-from patchscale.laws.table import Target, plain, target_named
+from patchscale.laws.table import plain
 from patchscale.laws.uncertainty import Interval, Profile
 
 
@@ -216,11 +216,6 @@ class Fit:
             "points": self.points().to_dict("records"),
             "dropped": _plain_records(self.dropped),
         }
-
-    @property
-    def target_column(self) -> Target:
-        """How the target is read from a table."""
-        return target_named(self.target)
 
 
 def _plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
