@@ -12,7 +12,7 @@ import pytest
 
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
-from patchscale.sweeps.executors.local import SweepInterrupted
+from patchscale.sweeps.executors.local import SweepInterrupted, visible_gpus
 from patchscale.sweeps.runner import run_study
 
 from .conftest import reached, wait_until, whole_rows
@@ -222,6 +222,28 @@ def test_wrong_arguments_are_refused_before_anything_starts(tiny, tmp_path):
     with pytest.raises(UserError, match="vit_tset"):
         run_study(tiny(model=["vit_tset"]), tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_written_is_named(tiny, tmp_path):
+    (tmp_path / "runs").write_text("a file")
+    with pytest.raises(UserError, match=r"runs/tiny/vit_test-.* cannot be written"):
+        run_study(tiny(), tmp_path / "runs")
+
+
+def test_gpus_are_found_without_torch(monkeypatch, tmp_path):
+    smi = tmp_path / "nvidia-smi"
+    smi.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA H100 (UUID: a)'\necho '  MIG 1g'\necho 'GPU 1: NVIDIA H100'\n")
+    smi.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert visible_gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a, GPU-b,")
+    assert visible_gpus() == ["GPU-a", "GPU-b"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert visible_gpus() == []
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    smi.write_text("#!/bin/sh\nexit 9\n")
+    assert visible_gpus() == []
 
 
 UNGUARDED_SCRIPT = """

@@ -56,7 +56,7 @@ def sweep(
             watcher.message(f"stopped; finished runs are kept, the others go on with: {again}")
             raise typer.Exit(stopped.exit_code) from None
     _print_results(table, runs_root / loaded.name, json=json)
-    if table["status"].isin(["failed", "unreadable"]).any():
+    if not table["status"].isin(["done", "running"]).all():
         raise typer.Exit(1)
 
 
@@ -147,6 +147,8 @@ def _print_results(table: "pd.DataFrame", folder: Path, *, json: bool) -> None:
         print(f"{row['status']}{kind}: {row['run_id']}: {row['message']}", file=sys.stderr)
     if any(_can_be_retried(row) for row in broken):
         print("to try failed runs again: add --retry-failed", file=sys.stderr)
+    if counts.get("interrupted"):
+        print("interrupted runs go on with the same command", file=sys.stderr)
     elsewhere = counts.get("running", 0)
     if elsewhere:
         print(f"{plural(elsewhere, 'run')} left to another process that is carrying it out", file=sys.stderr)

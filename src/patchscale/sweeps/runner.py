@@ -67,7 +67,10 @@ def require_training_half() -> None:
 
 def _prepare(item: PlannedRun, study: str, runs_root: Path) -> None:
     """Make the run's directory; in an existing one the study's `execution` settings and label hold from now on."""
-    run = RunDirectory.create(runs_root, study, item.config)
-    if run.config() != item.config:
-        with suppress(RunBusy), run.lock():
-            write_text(run.config_path, item.config.to_yaml())
+    try:
+        run = RunDirectory.create(runs_root, study, item.config)
+        if run.config() != item.config:
+            with suppress(RunBusy), run.lock():
+                write_text(run.config_path, item.config.to_yaml())
+    except OSError as error:
+        raise UserError(f"{item.run.path}: cannot be written ({error.strerror}); choose another runs root") from None

@@ -50,7 +50,7 @@ def run_local(
     `execution.num_threads`. A run that another process holds is left alone. On Ctrl-C or SIGTERM the running ones save
     their state and stop; then raises `SweepInterrupted`. A second Ctrl-C kills them.
     """
-    gpus = _visible_gpus() if any(job.config.execution.device in ("auto", "cuda") for job in jobs) else []
+    gpus = visible_gpus() if any(job.config.execution.device in ("auto", "cuda") for job in jobs) else []
     cores = _available_cores()
     workers = min(workers or len(gpus) or cores, max(1, len(jobs)))
     pool = _Pool(workers=workers, threads=max(1, cores // workers), gpus=gpus, retry_failed=retry_failed)
@@ -293,7 +293,7 @@ def _available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _visible_gpus() -> list[str]:
+def visible_gpus() -> list[str]:
     """Names of the CUDA devices a process started now would see, for CUDA_VISIBLE_DEVICES; asked without torch."""
     allowed = os.environ.get("CUDA_VISIBLE_DEVICES")
     if allowed is not None:
