@@ -225,9 +225,11 @@ def test_wrong_arguments_are_refused_before_anything_starts(tiny, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_named(tiny, tmp_path):
-    (tmp_path / "runs").write_text("a file")
-    with pytest.raises(UserError, match=r"runs/tiny/vit_test-.* cannot be written"):
-        run_study(tiny(), tmp_path / "runs")
+    (tmp_path / "tiny").write_text("a file")
+    with pytest.raises(UserError, match=r"tiny: is a file, not a folder of runs"):
+        run_study(tiny(), tmp_path)
+    with pytest.raises(UserError, match=r"/proc/tiny/vit_test-.* cannot be written"):
+        run_study(tiny(), "/proc")
 
 
 def test_gpus_are_found_without_torch(monkeypatch, tmp_path):

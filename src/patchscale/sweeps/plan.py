@@ -70,7 +70,11 @@ def plan_study(study: Study, runs_root: Path) -> list[PlannedRun]:
 
     A head for a number of classes that only the data can tell is not counted.
     """
-    planned = [_plan(config, RunDirectory(runs_root / study.name / config.run_id)) for config in study.configs]
+    folder = runs_root / study.name
+    for path in (runs_root, folder):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path}: is a file, not a folder of runs; choose another runs root or study name")
+    planned = [_plan(config, RunDirectory(folder / config.run_id)) for config in study.configs]
     if study.order == "cheapest-first":
         planned.sort(key=_price)
     return planned
