@@ -6,122 +6,163 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from patchscale.errors import UserError
+from patchscale.laws.table import CURVE_COLUMNS, describe_curve, label_curves, target_named, varying
 from patchscale.reports.palette import Style, assign_styles
 from patchscale.reports.words import missing, plain
 
 if TYPE_CHECKING:
     from patchscale.laws.fit import Fit
 
-Target = Literal["loss", "error"]
+TargetName = Literal["loss", "error"]
 
-# what makes two runs members of different curves, in the order in which a label needs it
-CURVE_COLUMNS = (
-    "model", "img_size", "head", "pos_embed", "task", "dataset", "recipe", "eval_protocol", "study", "panel",
-)  # fmt: skip
-# curves that may share a pair of axes: a loss is comparable within one of these only
 FACET_COLUMNS = ("task", "dataset", "metric_name")
+"""Curves may share a pair of axes only if they agree in these: losses of different tasks cannot be compared."""
+
+LABEL_COLUMNS = ("model", "img_size", "head", "pos_embed", "recipe", "eval_protocol", "study", "panel")
+"""What tells the curves of one figure apart, in the order in which it is tried."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Curve:
-    """The runs of one configuration over patch size, and the law fitted to them if there is one.
+    """The finished runs of one configuration, coarsest patch first, and the laws fitted to them.
 
-    `label` is unique in the report, `short_label` among the curves that share its `facet`.
+    `label` is unique in the report. `key` holds the values that all its runs share, `facet` those of `FACET_COLUMNS`.
     """
 
     key: Mapping[str, Any]
     facet: tuple[str, ...]
     label: str
-    short_label: str
     style: Style
     runs: pd.DataFrame = field(repr=False)
-    fit: "Fit | None" = None
+    fits: "Mapping[str, Fit]" = field(default_factory=dict, repr=False)
 
-    @property
-    def measured(self) -> pd.DataFrame:
-        """Finished runs, sorted from the coarsest to the finest patch."""
-        runs = self.runs
-        if "status" in runs:
-            runs = runs[runs["status"].isna() | (runs["status"] == "done")]
-        return runs.sort_values("patch_size", ascending=False, kind="stable")
+    def means(self, target: TargetName) -> pd.Series:
+        """Mean of the target over seeds, by patch size, coarsest first; patch sizes without a value are left out."""
+        values = target_values(self.runs, target)
+        return values[values.notna()].groupby(self.runs["patch_size"]).mean().sort_index(ascending=False)
+
+    def rises(self, target: TargetName) -> list[tuple[int, int]]:
+        """Steps (larger, smaller patch) at which the target got worse although the patch got finer."""
+        means = self.means(target)
+        sizes = [int(size) for size in means.index]
+        return [
+            (large, small)
+            for large, small, before, after in zip(sizes, sizes[1:], means, means.iloc[1:], strict=False)
+            if after > before
+        ]
 
 
-def value_column(target: Target) -> str:
-    """The column of the runs table that a target is computed from."""
-    return "test_loss" if target == "loss" else "metric"
+def finished(runs: pd.DataFrame) -> pd.DataFrame:
+    """Rows with a usable patch size of runs that ended well; a table without `status` holds nothing else."""
+    done = runs["patch_size"].notna() if "patch_size" in runs else pd.Series(False, runs.index)
+    if "status" in runs:
+        done &= runs["status"].isna() | (runs["status"] == "done")
+    return runs[done]
 
 
-def target_values(runs: pd.DataFrame, target: Target) -> pd.Series:
+def target_values(runs: pd.DataFrame, target: TargetName) -> pd.Series:
     """`test_loss`, or `1 - metric`; not-a-number where the table has none."""
-    name = value_column(target)
-    values = pd.to_numeric(runs[name], errors="coerce") if name in runs else pd.Series(float("nan"), runs.index)
-    return values if target == "loss" else 1 - values
+    goal = target_named(target)
+    if goal.column not in runs:
+        return pd.Series(float("nan"), runs.index)
+    return goal.values(runs).where(lambda values: values.abs() < float("inf"))
 
 
-def collect_curves(runs: pd.DataFrame, fits: Sequence["Fit"] = ()) -> list[Curve]:
-    """Group `runs` into curves, in the order of the table, each with the fit of `fits` whose values it has."""
-    columns = [name for name in CURVE_COLUMNS if name in runs and runs[name].notna().any()]
-    groups: list[tuple[dict[str, Any], pd.DataFrame]] = []
-    if not columns:
-        groups = [({}, runs)] if len(runs) else []
-    else:
-        for values, part in runs.groupby(columns, dropna=False, sort=False):
-            key = dict(zip(columns, values, strict=True))
-            groups.append(({name: None if missing(value) else value for name, value in key.items()}, part))
-    keys = [key for key, _ in groups]
+def collect_curves(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> list[Curve]:
+    """The curves in `runs`, in the order of the table.
+
+    Each fit claims the rows that share its curve's values, so a curve is what was fitted; what no fit claims is grouped
+    by the columns that tell curves apart.
+    """
+    rows = finished(runs)
+    groups: list[tuple[pd.DataFrame, dict[str, Fit]]] = []
+    unclaimed = pd.Series(True, rows.index)
+    for fit in fits:
+        claimed = rows[_sharing(rows, fit.curve)]
+        twin = next((known for part, known in groups if part.index.equals(claimed.index)), None)
+        if twin is not None and fit.target not in twin:
+            twin[fit.target] = fit
+        elif len(claimed):
+            groups.append((claimed, {fit.target: fit}))
+            unclaimed &= ~rows.index.isin(claimed.index)
+    groups += [(part, {}) for part in _grouped(rows[unclaimed])]
+    position = {label: place for place, label in enumerate(rows.index)}
+    groups.sort(key=lambda group: position[group[0].index[0]])
+
+    columns = varying(rows, (*CURVE_COLUMNS, "metric_name"))
+    keys = [describe_curve(part, columns) for part, _ in groups]
+    labels = _unique(
+        [
+            next((fit.label for fit in known.values()), computed)
+            for (_, known), computed in zip(groups, label_curves(keys, columns), strict=True)
+        ]
+    )
     facets = [tuple(plain(key[name]) for name in FACET_COLUMNS if not missing(key.get(name))) for key in keys]
-    labels = distinct_labels(keys)
-    short = dict[int, str]()
-    for facet in dict.fromkeys(facets):
-        members = [index for index, other in enumerate(facets) if other == facet]
-        short |= dict(zip(members, distinct_labels([keys[index] for index in members]), strict=True))
     styles = assign_styles([plain(key.get("model")) for key in keys])
     return [
         Curve(
-            key=key,
+            key=keys[index],
             facet=facets[index],
             label=labels[index],
-            short_label=short[index],
             style=styles[index],
-            runs=part,
-            fit=_fit_of(key, part, fits),
+            runs=part.sort_values("patch_size", ascending=False, kind="stable"),
+            fits=known,
         )
-        for index, (key, part) in enumerate(groups)
+        for index, (part, known) in enumerate(groups)
     ]
 
 
-def distinct_labels(keys: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The shortest labels that tell `keys` apart: the model, then whatever else differs."""
-    chosen: list[str] = []
-    for name in CURVE_COLUMNS:
-        tried = [*chosen, name]
-        informative = len(set(_labels(keys, tried))) > len(set(_labels(keys, chosen)))
-        if informative or (name == "model" and any(not missing(key.get(name)) for key in keys)):
-            chosen = tried
-    labels = _labels(keys, chosen)
-    if not any(labels):
-        labels = _labels(keys, ["task", "dataset"])
-    return [label or "all runs" for label in labels]
+def why_not_fitted(curve: Curve, target: TargetName) -> str:
+    """Why `curve` has no law, in the fitter's own words."""
+    from patchscale.laws.fit import fit_law
+
+    try:
+        fit_law(curve.runs, target=target, label=curve.label)
+    except UserError as error:
+        return str(error).removeprefix(f"{curve.label}: ")
+    return "no fit of this curve was given to the report"
 
 
-def _labels(keys: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
+def _sharing(rows: pd.DataFrame, values: Mapping[str, Any]) -> pd.Series:
+    """Rows that have all these values; an empty cell agrees with an empty value only."""
+    mask = pd.Series(True, rows.index)
+    for name, value in values.items():
+        if name in rows:
+            mask &= rows[name].isna() if missing(value) else (rows[name] == value).fillna(False).astype(bool)
+    return mask
+
+
+def _grouped(rows: pd.DataFrame) -> list[pd.DataFrame]:
+    columns = varying(rows, (*CURVE_COLUMNS, "metric_name"))
+    if not columns:
+        return [rows] if len(rows) else []
+    return [part for _, part in rows.groupby(columns, dropna=False, sort=False)]
+
+
+def short_labels(curves: Sequence[Curve]) -> list[str]:
+    """Names for the curves of one figure: the model, and whatever else tells them apart."""
+    keys = [curve.key for curve in curves]
+    chosen = ["model"]
+    for name in LABEL_COLUMNS[1:]:
+        if len(set(_joined(keys, [*chosen, name]))) > len(set(_joined(keys, chosen))):
+            chosen.append(name)
+    return _unique([label or curve.label for label, curve in zip(_joined(keys, chosen), curves, strict=True)])
+
+
+def _joined(keys: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str]:
     return [", ".join(_named(name, key[name]) for name in names if not missing(key.get(name))) for key in keys]
 
 
 def _named(name: str, value: Any) -> str:
     text = plain(value)
-    return {
-        "img_size": f"{text} px",
-        "head": f"{text} head",
-        "panel": f"panel {text}",
-        "pos_embed": f"{text} positions",
-    }.get(name, text)
+    special = {"img_size": f"{text} px", "head": f"{text} head", "panel": f"panel {text}"}
+    return special.get(name, text)
 
 
-def _fit_of(key: Mapping[str, Any], runs: pd.DataFrame, fits: Sequence["Fit"]) -> "Fit | None":
-    """The fit whose grouping values are those of the curve."""
-    for fit in fits:
-        shared = [name for name in fit.curve if name in key]
-        if all(plain(fit.curve[name]) == plain(key[name]) for name in shared):
-            return fit
-    return None
+def _unique(labels: Sequence[str]) -> list[str]:
+    """The labels, numbered where they repeat."""
+    return [
+        label if labels.count(label) == 1 else f"{label} ({labels[: index + 1].count(label)})"
+        for index, label in enumerate(labels)
+    ]

@@ -1,188 +1,219 @@
 """The report's figures, made from the runs table and the fitted laws.
 
-p patch size (pixels), loss: plain cross-entropy on the test split, metric: a fraction in [0, 1].
+p patch size (pixels); loss: plain cross-entropy on the test split; metric: a fraction in [0, 1].
 """
 
 import math
-import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
 from patchscale.reports.chart import Axis, Chart, Series
-from patchscale.reports.curves import Curve, Target, collect_curves
+from patchscale.reports.curves import Curve, TargetName, collect_curves, short_labels, target_values
 from patchscale.reports.words import duration, integer, listed, missing, number, percent, plain, scientific
 
 if TYPE_CHECKING:
     from patchscale.laws.fit import Fit
 
-MAX_CURVES = 8  # more than this on one pair of axes cannot be told apart
-MAX_TOKEN_ROWS = 3
-
 Quantity = Literal["loss", "metric"]
+
+MAX_CURVES = 8
+"""More than this on one pair of axes cannot be told apart."""
+MAX_TOKEN_ROWS = 3
+GRID_PER_OCTAVE = 6
+"""Vertices of a drawn law per halving of the patch."""
+METRIC_NAMES = {"top1": "Top-1 accuracy", "mIoU": "Mean IoU", "box AP": "Box AP", "mask AP": "Mask AP"}
 PRICES = {
-    "flops_train_total": "training FLOPs (2 × MACs)",
-    "wall_time_s": "training wall time (s)",
+    "flops_train_total": ("training FLOPs", "training FLOPs (2 × MACs), log scale"),
+    "wall_time_s": ("training time", "training wall time in seconds, log scale"),
 }
 
 
-def report_charts(runs: pd.DataFrame, fits: Sequence["Fit"] = (), *, target: Target | None = None) -> list[Chart]:
+def report_charts(runs: pd.DataFrame, fits: "Sequence[Fit]" = (), *, target: TargetName | None = None) -> list[Chart]:
     """All figures of a report: quality against patch size (the fitted quantity first), then its price.
 
     A quantity that the table lacks has no figure. `target` defaults to that of the fits, else the loss.
     """
-    target = target or (fits[0].target if fits else "loss")
-    quantities: tuple[Quantity, ...] = ("loss", "metric") if target == "loss" else ("metric", "loss")
-    charts = [chart for quantity in quantities for chart in patch_charts(runs, fits, quantity=quantity)]
-    return charts + price_charts(runs, fits, target=target)
+    return charts_of(collect_curves(runs, fits), target or main_target(runs, fits))
 
 
-def patch_charts(runs: pd.DataFrame, fits: Sequence["Fit"] = (), *, quantity: Quantity = "loss") -> list[Chart]:
-    """`quantity` against patch size: every run, and the fitted law with its interval where there is one.
+def main_target(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> TargetName:
+    """What a report is about: what the laws describe, else the loss, else the error where there is no loss."""
+    if fits:
+        return "loss" if fits[0].target == "loss" else "error"
+    return "loss" if target_values(runs, "loss").notna().any() else "error"
 
-    One chart per task and data set, because losses of different ones cannot be compared.
-    """
+
+def charts_of(curves: Sequence[Curve], target: TargetName) -> list[Chart]:
+    """The figures of `report_charts` for curves that were collected already."""
     charts = []
-    for number_, (facet, part, curves) in enumerate(_facets(collect_curves(runs, fits), quantity)):
-        sizes = sorted({int(size) for curve in curves for size in _rows(curve, quantity)["patch_size"]}, reverse=True)
-        points = pd.concat([_points(curve, quantity) for curve in curves], ignore_index=True)
-        drawn = [_curve(curve, quantity) for curve in curves]
-        has_law = any((part["kind"] == "law").any() for part in drawn)
-        name = _quantity_name(curves, quantity)
-        charts.append(
-            Chart(
-                name=f"{quantity}-by-patch-size-{number_ + 1}",
-                title=f"{name} against patch size{facet}{part}",
-                description=_description(curves, quantity, has_law),
-                x=Axis(
-                    column="patch_size",
-                    label="patch size p in pixels, finer →",
-                    scale="finer",
-                    ticks=tuple((float(size), str(size)) for size in sizes),
-                    rows=_token_rows(curves, quantity, sizes),
-                ),
-                y=Axis(column=_column(quantity), label=_axis_label(curves, quantity), percent=quantity == "metric"),
-                series=tuple(Series(label=curve.short_label, style=curve.style) for curve in curves),
-                points=points,
-                curves=pd.concat(drawn, ignore_index=True),
-            )
-        )
-    return charts
+    for quantity in _in_order(target):
+        for number_, (suffix, members) in enumerate(_facets(curves, quantity), start=1):
+            charts.append(_patch_chart(number_, suffix, members, quantity))
+    return charts + _price_charts(curves, target)
 
 
-def price_charts(runs: pd.DataFrame, fits: Sequence["Fit"] = (), *, target: Target = "loss") -> list[Chart]:
-    """What finer patches cost: quality against training FLOPs, or wall time where FLOPs were not recorded."""
-    quantities: tuple[Quantity, ...] = ("loss", "metric") if target == "loss" else ("metric", "loss")
-    for quantity in quantities:
-        for price, price_label in PRICES.items():
-            priced = [curve for curve in collect_curves(runs, fits) if _priced(curve, quantity, price)]
-            if priced:
-                return [
-                    _price_chart(index, facet, part, curves, quantity, price, price_label)
-                    for index, (facet, part, curves) in enumerate(_facets(priced, quantity))
-                ]
-    return []
+def _in_order(target: TargetName) -> tuple[Quantity, Quantity]:
+    return ("loss", "metric") if target == "loss" else ("metric", "loss")
 
 
-def _price_chart(
-    index: int, facet: str, part: str, curves: list[Curve], quantity: Quantity, price: str, price_label: str
-) -> Chart:
-    points, lines = [], []
-    for curve in curves:
-        rows = _points(curve, quantity)
-        rows = rows[pd.to_numeric(rows[price], errors="coerce").gt(0)].copy()
-        means = rows.groupby("patch_size", sort=False)[[price, _column(quantity)]].mean()
-        best = rows.groupby("patch_size")[_column(quantity)].idxmax()
-        rows.loc[best, "note"] = [str(int(size)) for size in best.index]
-        points.append(rows)
-        lines.append(means.reset_index().assign(series=curve.short_label, kind="mean", low=np.nan, high=np.nan))
-    name = _quantity_name(curves, quantity)
-    shown = "training FLOPs" if price == "flops_train_total" else "wall time"
-    return Chart(
-        name=f"{quantity}-by-price-{index + 1}",
-        title=f"The price of finer patches{facet}{part}",
-        description=(
-            f"{name} against {shown} of each run, for {listed([curve.short_label for curve in curves])}; "
-            "the number beside a point is its patch size in pixels, straight lines join the means over seeds."
-        ),
-        x=Axis(column=price, label=price_label, scale="log"),
-        y=Axis(column=_column(quantity), label=_axis_label(curves, quantity), percent=quantity == "metric"),
-        series=tuple(Series(label=curve.short_label, style=curve.style) for curve in curves),
-        points=pd.concat(points, ignore_index=True),
-        curves=pd.concat(lines, ignore_index=True),
-    )
+def _target(quantity: Quantity) -> TargetName:
+    return "loss" if quantity == "loss" else "error"
 
 
 def _column(quantity: Quantity) -> str:
     return "test_loss" if quantity == "loss" else "metric"
 
 
-def _rows(curve: Curve, quantity: Quantity) -> pd.DataFrame:
-    """Finished runs with a finite value of `quantity`."""
-    measured = curve.measured
-    if _column(quantity) not in measured:
-        return measured.iloc[:0]
-    values = pd.to_numeric(measured[_column(quantity)], errors="coerce")
-    return measured[np.isfinite(values.to_numpy(dtype=float)) & measured["patch_size"].notna()]
+def _shown(target_value: pd.Series, quantity: Quantity) -> pd.Series:
+    """The loss as it is, the error as the metric it came from."""
+    return target_value if quantity == "loss" else (1 - target_value).round(12)
 
 
-def _priced(curve: Curve, quantity: Quantity, price: str) -> bool:
-    rows = _rows(curve, quantity)
-    return price in rows and bool(pd.to_numeric(rows[price], errors="coerce").gt(0).any())
+def _patch_chart(number_: int, suffix: str, curves: list[Curve], quantity: Quantity) -> Chart:
+    points = pd.concat([_points(curve, quantity) for curve in curves], ignore_index=True)
+    sizes = sorted(set(points["patch_size"]), reverse=True)
+    drawn = [_law(curve, quantity) if _has_law(curve, quantity) else _means(curve, quantity) for curve in curves]
+    return Chart(
+        name=f"{quantity}-by-patch-size-{number_}",
+        title=f"{_name(curves, quantity)} against patch size{suffix}",
+        description=_description(curves, quantity),
+        x=Axis(
+            column="patch_size",
+            label="patch size p in pixels, finer →",
+            scale="finer",
+            ticks=tuple((float(size), str(size)) for size in sizes),
+            rows=_token_rows(points, sizes),
+        ),
+        y=Axis(column=_column(quantity), label=_name(curves, quantity), percent=quantity == "metric"),
+        series=tuple(Series(label=curve.label, style=curve.style) for curve in curves),
+        points=points,
+        curves=pd.concat(drawn, ignore_index=True),
+    )
 
 
-def _facets(curves: Sequence[Curve], quantity: Quantity) -> list[tuple[str, str, list[Curve]]]:
-    """(facet for a title, part for a title, at most MAX_CURVES curves with data) in the order of the table."""
-    facets: dict[tuple[str, ...], list[Curve]] = {}
+def _price_charts(curves: Sequence[Curve], target: TargetName) -> list[Chart]:
+    """Quality against training FLOPs, or wall time where FLOPs were not recorded; none where neither was."""
+    for quantity in _in_order(target):
+        for price in PRICES:
+
+            def priced(rows: pd.DataFrame, price: str = price) -> pd.DataFrame:
+                return rows[pd.to_numeric(rows[price], errors="coerce").gt(0)] if price in rows else rows.iloc[:0]
+
+            facets = _facets(curves, quantity, priced)
+            if facets:
+                return [
+                    _price_chart(number_, suffix, members, quantity, price, priced)
+                    for number_, (suffix, members) in enumerate(facets, start=1)
+                ]
+    return []
+
+
+def _price_chart(
+    number_: int,
+    suffix: str,
+    curves: list[Curve],
+    quantity: Quantity,
+    price: str,
+    priced: Callable[[pd.DataFrame], pd.DataFrame],
+) -> Chart:
+    points, lines = [], []
     for curve in curves:
-        if len(_rows(curve, quantity)):
-            facets.setdefault(curve.facet, []).append(curve)
-    common = {word for facet in facets for word in facet if all(word in other for other in facets)}
-    result = []
-    for facet, members in facets.items():
-        words = [word for word in facet if word not in common]
-        parts = math.ceil(len(members) / MAX_CURVES)
-        size = math.ceil(len(members) / parts)
-        for index in range(parts):
-            part = f" ({index + 1} of {parts})" if parts > 1 else ""
-            name = f": {', '.join(words)}" if words else ""
-            result.append((name, part, members[index * size : (index + 1) * size]))
-    return result
+        rows = priced(_points(curve, quantity)).assign(note=None)
+        highest = rows.groupby("patch_size")[_column(quantity)].idxmax()
+        rows["note"] = pd.Series([str(size) for size in highest.index], index=highest.to_numpy())
+        means = rows.groupby("patch_size", sort=False)[[price, _column(quantity)]].mean().reset_index()
+        points.append(rows)
+        lines.append(means.assign(series=curve.label, kind="mean", low=np.nan, high=np.nan))
+    words, label = PRICES[price]
+    return Chart(
+        name=f"{quantity}-by-price-{number_}",
+        title=f"What finer patches cost{suffix}",
+        description=(
+            f"{_name(curves, quantity)} against {words} of each run, for "
+            f"{listed([curve.label for curve in curves])}. The number above a point is its patch size in pixels; "
+            "straight lines join the means over seeds."
+        ),
+        x=Axis(column=price, label=label, scale="log"),
+        y=Axis(column=_column(quantity), label=_name(curves, quantity), percent=quantity == "metric"),
+        series=tuple(Series(label=curve.label, style=curve.style) for curve in curves),
+        points=pd.concat(points, ignore_index=True),
+        curves=pd.concat(lines, ignore_index=True),
+    )
+
+
+def _facets(
+    curves: Sequence[Curve], quantity: Quantity, keep: Callable[[pd.DataFrame], pd.DataFrame] = lambda rows: rows
+) -> list[tuple[str, list[Curve]]]:
+    """(suffix of a title, curves that have data and share axes): by task, then image size, then in equal parts."""
+    groups: dict[tuple[str, ...], list[Curve]] = {}
+    for curve in curves:
+        if len(keep(_points(curve, quantity))):
+            groups.setdefault(curve.facet, []).append(curve)
+    shared = set.intersection(*map(set, groups)) if groups else set()
+    facets = []
+    for facet, members in groups.items():
+        words = [word for word in facet if word not in shared]
+        facets += [
+            (f": {', '.join([*words, *more])}" if words or more else "", _relabelled(part))
+            for more, part in _split(members)
+        ]
+    return facets
+
+
+def _relabelled(curves: list[Curve]) -> list[Curve]:
+    """The curves of one figure under the shortest names that tell them apart."""
+    return [replace(curve, label=label) for curve, label in zip(curves, short_labels(curves), strict=True)]
+
+
+def _split(curves: list[Curve]) -> list[tuple[list[str], list[Curve]]]:
+    """(what to add to the title, at most MAX_CURVES curves)."""
+    if len(curves) <= MAX_CURVES:
+        return [([], curves)]
+    by_size: dict[str, list[Curve]] = {}
+    for curve in curves:
+        by_size.setdefault(plain(curve.key.get("img_size")), []).append(curve)
+    if len(by_size) > 1:
+        return [
+            ([f"{size} px images", *more], part) for size, members in by_size.items() for more, part in _split(members)
+        ]
+    count = math.ceil(len(curves) / MAX_CURVES)
+    length = math.ceil(len(curves) / count)
+    return [([f"{part + 1} of {count}"], curves[part * length : (part + 1) * length]) for part in range(count)]
 
 
 def _points(curve: Curve, quantity: Quantity) -> pd.DataFrame:
-    """The runs of a curve as a chart's points."""
-    rows = _rows(curve, quantity)
-    keep = ["patch_size", "tokens", "img_size", "seed", "run_id", *PRICES, _column(quantity)]
-    points = rows[[name for name in keep if name in rows]].copy()
-    points[_column(quantity)] = pd.to_numeric(rows[_column(quantity)])
-    points["patch_size"] = rows["patch_size"].astype(int)
-    points["used"] = _used(curve, rows, quantity)
-    points["tooltip"] = [_tooltip(curve, row, quantity) for _, row in points.iterrows()]
-    points.insert(0, "series", curve.short_label)
+    """The runs of a curve that have a value, as points of a chart."""
+    runs, column = curve.runs, _column(quantity)
+    values = target_values(runs, _target(quantity))
+    runs = runs[values.notna()]
+    keep = ("run_id", "img_size", "tokens", "seed", *PRICES)
+    points = runs[[name for name in keep if name in runs]].copy()
+    points.insert(0, "series", curve.label)
+    points.insert(1, "patch_size", pd.to_numeric(runs["patch_size"]).astype(int))
+    points.insert(2, column, _shown(values[values.notna()], quantity))
+    points["used"] = _used(curve, runs, quantity)
+    points["breaks_trend"] = points["patch_size"].isin([small for _, small in curve.rises(_target(quantity))])
+    points["tooltip"] = [_tooltip(row, quantity) for row in points.to_dict("records")]
     return points
-
-
-def _fits_quantity(curve: Curve, quantity: Quantity) -> bool:
-    return curve.fit is not None and curve.fit.target == ("loss" if quantity == "loss" else "error")
 
 
 def _used(curve: Curve, rows: pd.DataFrame, quantity: Quantity) -> pd.Series:
     """Whether the law of this quantity was fitted to each row; true where there is no law to leave it out."""
-    if curve.fit is None or not _fits_quantity(curve, quantity) or not len(curve.fit.dropped):
-        return pd.Series(True, index=rows.index)
-    if "run_id" in rows and "run_id" in curve.fit.dropped:
-        return ~rows["run_id"].isin(curve.fit.dropped["run_id"])
-    return pd.Series(~rows.index.isin(curve.fit.dropped.index), index=rows.index)
+    fit = curve.fits.get(_target(quantity))
+    if fit is None or not len(fit.dropped):
+        return pd.Series(True, rows.index)
+    dropped = rows.index.isin(fit.dropped.index) & rows["patch_size"].isin(fit.dropped["patch_size"])
+    return pd.Series(~dropped, rows.index)
 
 
-def _tooltip(curve: Curve, row: pd.Series, quantity: Quantity) -> str:
-    value = row[_column(quantity)]
-    parts = [f"{curve.short_label}: {_value_text(value, quantity)}", f"patch {int(row['patch_size'])} px"]
-    if not missing(row.get("tokens")):
-        parts[-1] += f" ({integer(row['tokens'])} tokens)"
+def _tooltip(row: dict[Any, Any], quantity: Quantity) -> str:
+    parts = [f"{row['series']}: {_with_name(row[_column(quantity)], quantity)}"]
+    tokens = "" if missing(row.get("tokens")) else f" ({integer(row['tokens'])} tokens)"
+    parts.append(f"patch {row['patch_size']} px{tokens}")
     if not missing(row.get("seed")):
         parts.append(f"seed {plain(row['seed'])}")
     if not missing(row.get("flops_train_total")):
@@ -191,92 +222,98 @@ def _tooltip(curve: Curve, row: pd.Series, quantity: Quantity) -> str:
         parts.append(duration(row["wall_time_s"]))
     if not row["used"]:
         parts.append("not used in the fit")
+    if row["breaks_trend"]:
+        parts.append("worse than the next larger patch")
     return ", ".join(parts)
 
 
-def _value_text(value: float, quantity: Quantity) -> str:
-    return f"test loss {number(value)}" if quantity == "loss" else f"{percent(value)}"
+def _with_name(value: float, quantity: Quantity) -> str:
+    return f"test loss {number(value)}" if quantity == "loss" else percent(value, 2)
 
 
-def _curve(curve: Curve, quantity: Quantity) -> pd.DataFrame:
-    """The fitted law on a fine grid with its interval, or straight lines between means where there is none."""
-    rows = _rows(curve, quantity)
-    sizes = rows["patch_size"].astype(float)
-    base: dict[str, Any] = {"series": curve.short_label}
-    if curve.fit is not None and _fits_quantity(curve, quantity) and sizes.nunique() > 1:
-        grid = np.geomspace(sizes.max(), sizes.min(), 65)
-        law = curve.fit.predict(grid)
-        value, low, high = (law[name].to_numpy(dtype=float) for name in ("predicted", "low", "high"))
-        if quantity == "metric":
-            value, low, high = 1 - value, 1 - high, 1 - low
-        return pd.DataFrame(
-            base | {"kind": "law", "patch_size": grid, _column(quantity): value, "low": low, "high": high}
-        )
-    means = rows.assign(**{_column(quantity): pd.to_numeric(rows[_column(quantity)])})
-    table = means.groupby("patch_size", sort=False)[_column(quantity)].mean().reset_index()
-    return table.assign(**base, kind="mean", low=np.nan, high=np.nan)
+def _has_law(curve: Curve, quantity: Quantity) -> bool:
+    return _target(quantity) in curve.fits
 
 
-def _token_rows(
-    curves: Sequence[Curve], quantity: Quantity, sizes: Sequence[int]
-) -> tuple[tuple[str, tuple[tuple[float, str], ...]], ...]:
-    """A line of token counts per input size; none if there are too many to read."""
-    rows: dict[str, dict[int, Any]] = {}
-    for curve in curves:
-        table = _rows(curve, quantity)
-        if "tokens" not in table:
-            continue
-        image = plain(curve.key.get("img_size"))
-        for _, row in table.iterrows():
-            if not missing(row["tokens"]):
-                rows.setdefault(image, {})[int(row["patch_size"])] = row["tokens"]
+def _law(curve: Curve, quantity: Quantity) -> pd.DataFrame:
+    """The fitted law and its interval, from the coarsest to the finest fitted patch."""
+    fit = curve.fits[_target(quantity)]
+    sizes = sorted({float(size) for size in fit.rows["patch_size"]}, reverse=True)
+    count = round(GRID_PER_OCTAVE * math.log2(sizes[0] / sizes[-1])) + 1
+    between = [size for size in np.geomspace(sizes[0], sizes[-1], count) if not np.isclose(size, sizes).any()]
+    law = fit.predict(sorted([*sizes, *between], reverse=True))
+    value, low, high = (law[name].to_numpy(dtype=float) for name in ("predicted", "low", "high"))
+    if quantity == "metric":
+        value, low, high = 1 - value, 1 - high, 1 - low
+    return pd.DataFrame(
+        {
+            "series": curve.label,
+            "kind": "law",
+            "patch_size": law["patch_size"],
+            _column(quantity): value,
+            "low": low,
+            "high": high,
+        }
+    )
+
+
+def _means(curve: Curve, quantity: Quantity) -> pd.DataFrame:
+    """Means over seeds, for straight lines where no law was fitted."""
+    means = curve.means(_target(quantity))
+    return pd.DataFrame(
+        {
+            "series": curve.label,
+            "kind": "mean",
+            "patch_size": means.index.astype(float),
+            _column(quantity): _shown(means, quantity).to_numpy(dtype=float),
+            "low": np.nan,
+            "high": np.nan,
+        }
+    )
+
+
+def _token_rows(points: pd.DataFrame, sizes: Sequence[int]) -> tuple[tuple[str, tuple[tuple[float, str], ...]], ...]:
+    """A line of token counts per image size; none if there are too many to read."""
+    if "tokens" not in points:
+        return ()
+    rows: dict[str, dict[int, str]] = {}
+    for row in points.to_dict("records"):
+        if not missing(row["tokens"]):
+            rows.setdefault(plain(row.get("img_size")), {})[row["patch_size"]] = integer(row["tokens"])
     if not 0 < len(rows) <= MAX_TOKEN_ROWS:
         return ()
     return tuple(
         (
-            "tokens" if len(rows) == 1 or image == "–" else f"tokens, {image} px",
-            tuple((float(size), _short_count(cells[size])) for size in sizes if size in cells),
+            "tokens" if image == "–" else f"tokens, {image} px",
+            tuple((float(size), cells[size]) for size in sizes if size in cells),
         )
         for image, cells in rows.items()
     )
 
 
-def _short_count(value: Any) -> str:
-    return integer(value)
+def _name(curves: Sequence[Curve], quantity: Quantity) -> str:
+    if quantity == "loss":
+        return "Test loss"
+    names = {plain(curve.key.get("metric_name")) for curve in curves} - {"–"}
+    return " / ".join(METRIC_NAMES.get(name, name) for name in sorted(names)) or "Metric"
 
 
-def _quantity_name(curves: Sequence[Curve], quantity: Quantity) -> str:
-    return "Test loss" if quantity == "loss" else _metric_name(curves)
-
-
-def _metric_name(curves: Sequence[Curve]) -> str:
-    names = {plain(name) for curve in curves for name in curve.runs.get("metric_name", pd.Series(dtype=str)).dropna()}
-    known = {"top1": "Top-1 accuracy", "mIoU": "Mean IoU"}
-    return " / ".join(known.get(name, name) for name in sorted(names)) or "Metric"
-
-
-def _axis_label(curves: Sequence[Curve], quantity: Quantity) -> str:
-    return "Test loss" if quantity == "loss" else f"{_metric_name(curves)}, test split"
-
-
-def _description(curves: Sequence[Curve], quantity: Quantity, has_law: bool) -> str:
-    sentences = []
+def _description(curves: Sequence[Curve], quantity: Quantity) -> str:
+    how = []
+    if any(_has_law(curve, quantity) for curve in curves):
+        how.append("curves are fitted laws, bands their intervals")
+    if not all(_has_law(curve, quantity) for curve in curves):
+        how.append("thin straight lines join means over seeds, without a law")
+    ends = []
     for curve in curves:
-        means = _rows(curve, quantity).assign(value=lambda rows: pd.to_numeric(rows[_column(quantity)]))
-        means = means.groupby("patch_size")["value"].mean()
-        coarse, fine = int(means.index.max()), int(means.index.min())
-        sentences.append(
-            f"{curve.short_label} goes from {_bare(means[coarse], quantity)} at {coarse} px "
-            f"to {_bare(means[fine], quantity)} at {fine} px"
+        means = curve.means(_target(quantity))
+        coarse, fine = (_bare(means.iloc[place], quantity) for place in (0, -1))
+        large, small = int(means.index[0]), int(means.index[-1])
+        ends.append(
+            f"{curve.label} is {coarse} at {large} px" + (f" and {fine} at {small} px" if large != small else "")
         )
-    how = "curves are the fitted laws with their intervals" if has_law else "straight lines join the means over seeds"
-    return f"Each point is a run; {how}. {'; '.join(sentences)}."
+    return f"Each point is a run; {'; '.join(how)}. {'; '.join(ends)}."
 
 
-def _bare(value: float, quantity: Quantity) -> str:
-    return number(value) if quantity == "loss" else percent(value)
-
-
-def slug(text: str) -> str:
-    """Lower-case letters, digits and hyphens."""
-    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-") or "unnamed"
+def _bare(target_value: float, quantity: Quantity) -> str:
+    return number(target_value) if quantity == "loss" else percent(1 - target_value, 2)

@@ -28,7 +28,7 @@ def finish_svg(
         root.remove(metadata)
     for element in root.iter():
         name = element.get("id")
-        if name in tooltips:
+        if name is not None and name in tooltips:
             tooltip = ET.Element(f"{{{SVG}}}title")
             tooltip.text = tooltips[name]
             element.insert(0, tooltip)

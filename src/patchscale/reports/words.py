@@ -28,12 +28,13 @@ def number(value: Any, digits: int = 4) -> str:
     return f"{value:.{min(decimals, digits)}f}".replace("-", "−")
 
 
-def scientific(value: Any) -> str:
-    """1.23e15 as 1.23×10¹⁵."""
+def scientific(value: Any, digits: int = 2) -> str:
+    """1.23e15 as 1.23×10¹⁵; a bare 10¹⁵ where the mantissa rounds to 1."""
     if missing(value):
         return "–"
-    mantissa, exponent = f"{float(value):.2e}".split("e")
-    return f"{mantissa}×10{str(int(exponent)).translate(SUPERSCRIPTS)}".replace("-", "−")
+    mantissa, exponent = f"{float(value):.{digits}e}".split("e")
+    power = f"10{str(int(exponent)).translate(SUPERSCRIPTS)}"
+    return power if mantissa == "1" else f"{mantissa}×{power}".replace("-", "−")
 
 
 def percent(fraction: Any, decimals: int = 1) -> str:
