@@ -145,3 +145,14 @@ def test_settings_of_torch_are_put_back(make_run):
     run_training(make_run("training.steps=1", "execution.num_threads=2"))
     assert torch.get_num_threads() == threads
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_gpu_agrees_with_the_cpu_and_measures_its_memory(make_run, precision):
+    settings = ["model.name=adventurer_test", f"training.precision={precision}"]
+    cpu = run_training(make_run(*settings, study="cpu"))
+    gpu = run_training(make_run(*settings, "execution.device=cuda", "execution.num_workers=2", study="gpu"))
+    assert (gpu["device"], gpu["peak_memory_kind"]) == ("cuda", "cuda_allocated")
+    assert gpu["peak_memory_bytes"] > 0
+    assert gpu["train_loss"] == pytest.approx(cpu["train_loss"], rel=1e-3 if precision == "fp32" else 3e-2)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from patchscale.config import TrainingConfig
+from patchscale.models.registry import create_model
 from patchscale.training.optim import (
     build_optimizer,
     learning_rate_at,
@@ -98,3 +99,18 @@ def test_weight_decay_reaches_the_optimizer():
     optimizer = build_optimizer(nn.Linear(2, 2), TrainingConfig(steps=1, weight_decay=0.3, betas=(0.8, 0.9)))
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.3, 0.0]
     assert optimizer.param_groups[0]["betas"] == (0.8, 0.9)
+
+
+@pytest.mark.parametrize("name", ["vit_test", "adventurer_test"])
+def test_the_models_are_decayed_as_released(name):
+    model = create_model(name, patch_size=4, img_size=16, num_classes=3)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, not_decayed = (
+        {names[id(parameter)] for parameter in group["params"]} for group in parameter_groups(model, 0.05)
+    )
+    matrices = {name for name, parameter in model.named_parameters() if parameter.ndim > 1}
+    assert decayed == matrices - {"pos_embed", "cls_token"}
+    assert {"pos_embed", "cls_token"} < not_decayed
+    if name == "adventurer_test":
+        assert any(name.endswith("conv1d.weight") for name in decayed)
+        assert any(name.endswith("A_log") for name in not_decayed)
