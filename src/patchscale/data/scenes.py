@@ -114,7 +114,7 @@ class SceneDataset:
         tints = np.zeros((1 + num_garments, 3), np.uint16)
         for place, (which, size, down, across, *tint) in enumerate(draws, start=1):
             picture, classes[place] = pool[int(which * len(pool))]
-            tints[place] = [192 + int(64 * part) for part in tint]
+            tints[place] = [160 + int(96 * part) for part in tint]
             is_main = place == num_garments
             if is_main:
                 down, across = 0.25 + 0.5 * down, 0.25 + 0.5 * across

@@ -17,7 +17,7 @@ The last two are for classification only: they would need the label map to follo
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -199,6 +199,10 @@ def colour_augmentation(augment: Augment, img_size: tuple[int, int]) -> Callable
         from torchvision.transforms import v2
 
         return v2.Compose([_one_of_three, v2.ColorJitter(0.3, 0.3, 0.3)])
+    return _rand_augment(img_size)
+
+
+def _rand_augment(img_size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
     from timm.data.auto_augment import rand_augment_transform
 
     settings: dict[str, Any] = {
@@ -206,7 +210,17 @@ def colour_augmentation(augment: Augment, img_size: tuple[int, int]) -> Callable
         "img_mean": tuple(round(255 * part) for part in IMAGENET_MEAN),
         "interpolation": Image.Resampling.BICUBIC,
     }
-    return rand_augment_transform(RAND_AUGMENT, settings)
+    randomly = rand_augment_transform(RAND_AUGMENT, settings)
+    for operation in randomly.ops:
+        if operation.name == "PosterizeIncreasing":
+            operation.level_fn = partial(_keep_a_bit, operation.level_fn)
+    return randomly
+
+
+def _keep_a_bit(bits_of: Callable[..., tuple[int]], level: float, settings: Any) -> tuple[int]:
+    """At magnitude 10, one draw in 40, timm asks to keep 0 bits, which is a black picture and an error in Pillow 13."""
+    (bits,) = bits_of(level, settings)
+    return (max(1, bits),)
 
 
 def _one_of_three(picture: Image.Image) -> Image.Image:
