@@ -7,12 +7,16 @@ import subprocess
 import sys
 import threading
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
+from PIL import Image
 
+from patchscale.config import build_config
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
-from patchscale.sweeps.executors.local import SweepInterrupted, visible_gpus
+from patchscale.sweeps.executors.local import SweepInterrupted, settle, visible_gpus
 from patchscale.sweeps.runner import run_study
 
 from .conftest import reached, wait_until, whole_rows
@@ -68,12 +72,24 @@ def test_one_failing_run_does_not_stop_the_others(tiny, recorder, tmp_path):
 
 
 def test_a_mistake_that_only_the_run_can_find_is_its_failure_alone(tiny, tmp_path):
-    study = tiny(**{"data.train_images": [32, 100_000]}, **{"data.name": "fashion_mnist"}, patch_size=16)
-    table = run_study(study, tmp_path, workers=2)
-    failed = table[table["status"] == "failed"]
-    assert failed["failure_kind"].tolist() == ["config"]
-    assert "data.train_images=100000" in failed["message"].iloc[0]
-    assert (table["status"] == "done").sum() == 1
+    for name in ("cat", "dog"):
+        for number in range(10):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((16, 16, 3), 20 * number, np.uint8)).save(path)
+    root = str(tmp_path / "photos")
+    study = tiny(f"data.root={root}", "data.name=image_folder", "data.val_images=null", "data.test_images=null")
+    study = replace(
+        study,
+        configs=tuple(
+            build_config(study.configs[0].to_dict(), [f"data.train_images={count}"]) for count in (12, 100_000)
+        ),
+    )
+    table = run_study(study, tmp_path / "runs", workers=2).set_index("run_id")
+    good, bad = (config.run_id for config in study.configs)
+    assert table["status"].to_dict() == {good: "done", bad: "failed"}
+    assert table.loc[bad, "failure_kind"] == "config"
+    assert "data.train_images=100000" in table.loc[bad, "message"]
 
 
 @pytest.mark.parametrize(
@@ -203,6 +219,37 @@ def test_what_a_run_prints_goes_to_its_log_and_settings_of_execution_are_taken_o
     assert run.read_json("environment.json")["num_threads"] == 2
     assert "done: test top1" in run.log_path.read_text()
     assert capfd.readouterr() == ("", "")
+
+
+def test_runs_see_the_environment_of_their_sweep(tiny, tmp_path, monkeypatch):
+    """Not that of the first sweep of the process, which started the server."""
+    monkeypatch.setenv("PATCHSCALE_DATA", str(tmp_path / "kept here"))
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    study = tiny("data.name=mnist", "data.train_images=32")
+    table = run_study(study, tmp_path)
+    assert table["failure_kind"].tolist() == ["config"]
+    assert str(tmp_path / "kept here") in table["message"].iloc[0]
+
+
+@pytest.mark.parametrize(
+    ("before", "exit_code", "state", "kind"),
+    [
+        ("running", -signal.SIGSEGV, "failed", "crash"),
+        ("running", -signal.SIGKILL, "failed", "out_of_memory"),
+        ("interrupted", -signal.SIGSEGV, "failed", "crash"),
+        ("queued", 1, "failed", "crash"),
+        ("interrupted", 143, "interrupted", None),
+        ("running", -signal.SIGTERM, "interrupted", None),
+        ("done", -signal.SIGSEGV, "done", None),
+    ],
+)
+def test_how_a_run_ended_is_told_from_its_last_word_and_exit_code(tiny, tmp_path, before, exit_code, state, kind):
+    run = RunDirectory.create(tmp_path, "tiny", tiny().configs[0])
+    run.write_status(before)
+    assert settle(run, exit_code, stopping=False)[0] == state
+    assert run.status().get("kind") == kind
+    assert settle(run, exit_code, stopping=True)[0] in (state, "interrupted")
 
 
 def test_workers_share_the_cores(tiny, tmp_path):

@@ -29,6 +29,8 @@ PRELOADED = ["patchscale.training.loop", "timm", "torchvision.transforms.v2"]
 LOOK_EVERY_S = 0.25
 BUSY = 75
 """Exit code of a child that found its run held by another process (EX_TEMPFAIL)."""
+LAST_WORDS = {"failed": (1, 2), "interrupted": (128 + signal.SIGINT, 128 + signal.SIGTERM)}
+"""Exit codes of a child that has written this state itself."""
 
 _STARTING = threading.Lock()
 
@@ -106,9 +108,11 @@ def settle(run: RunDirectory, exit_code: int, *, stopping: bool) -> tuple[str, s
         status = run.read_json("status.json") or {"state": "queued"}
     except UserError as error:
         return UNREADABLE, str(error)
-    if status["state"] in ("done", "failed", "interrupted"):
-        return status["state"], status.get("message") or ""
-    if stopping:
+    state, message = status["state"], status.get("message") or ""
+    # Other exit codes mean that the last word in status.json is older than this process.
+    if state == "done" or exit_code in LAST_WORDS.get(state, ()):
+        return state, message
+    if stopping or -exit_code in (signal.SIGTERM, signal.SIGINT):
         return "interrupted", "stopped before it could save; it goes on from its last checkpoint"
     kind, message = _cause_of_death(exit_code)
     message += f"; see {run.log_path}"
@@ -152,7 +156,8 @@ class _Pool:
     def start(self, job: PlannedRun) -> None:
         slot = self._free.pop(0)
         gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-        arguments = (str(job.run.path), self.threads, gpu, self.retry_failed)
+        environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
+        arguments = (str(job.run.path), environment, self.threads, self.retry_failed)
         process = self._context.Process(target=_child, args=arguments, name=job.config.run_id)
         try:
             with _surroundings_of_a_child():
@@ -235,14 +240,14 @@ def _surroundings_of_a_child() -> Iterator[None]:
                 del os.environ["OMP_WAIT_POLICY"]
 
 
-def _child(path: str, threads: int, gpu: str | None, retry_failed: bool) -> None:
+def _child(path: str, environment: dict[str, str], threads: int, retry_failed: bool) -> None:
     """The life of one run's process; its last words are its exit code and status.json."""
     run = RunDirectory(Path(path))
     os.setpgid(0, 0)  # Ctrl-C in the terminal reaches the sweep alone, which asks each run once
     _write_everything_to(run.log_path)
     _stop_if_the_sweep_dies()
-    if gpu is not None:
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpu  # before CUDA is touched in this process
+    os.environ.clear()  # the server's is that of the first sweep
+    os.environ.update(environment)  # before CUDA is touched in this process
     import torch
 
     from patchscale.training.loop import run_training
