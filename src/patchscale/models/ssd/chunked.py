@@ -14,6 +14,8 @@ Within a chunk that sum is one product with a lower-triangular matrix; between c
 b images   l tokens   k chunks   q tokens of a chunk   g groups   r heads of a group   p headdim   n d_state
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -41,7 +43,7 @@ def ssd_chunked(
     Decays and states are at least float32, also where `x`, `B` and `C` are bfloat16 and under autocast.
     """
     chunk = chunk_length(x.shape[1], chunk_size)
-    with torch.autocast(x.device.type, enabled=False):
+    with _without_autocast(x.device.type):
         wide = torch.promote_types(x.dtype, torch.float32)
         dt = dt.to(wide)
         sequences = ((x * dt[..., None]).to(x.dtype), dt * A.to(wide), B.to(x.dtype), C.to(x.dtype))
@@ -69,6 +71,11 @@ def chunk_length(length: int, chunk_size: int) -> int:
     """
     chunks = max(1, round(length / chunk_size))
     return -(-length // chunks)
+
+
+def _without_autocast(device: str) -> AbstractContextManager[object]:
+    available = torch.amp.is_autocast_available(device)  # not on the meta device
+    return torch.autocast(device, enabled=False) if available else nullcontext()
 
 
 def _scan_segment(
