@@ -50,8 +50,10 @@ def _findings() -> list[dict[str, str]]:
 def _torch_findings(row):  # type: ignore[no-untyped-def]
     from pathlib import Path
 
-    import torch
-
+    try:
+        import torch
+    except (ImportError, OSError) as error:
+        return [row("torch import", f"fails: {error}", "install it again: pip install --force-reinstall torch")]
     try:
         import torchvision  # noqa: F401
     except (ImportError, RuntimeError) as error:

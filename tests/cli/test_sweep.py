@@ -1,0 +1,155 @@
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from patchscale.cli.app import main
+from patchscale.runs.record import RunDirectory
+
+STUDY = """
+study: tiny
+base:
+  model: {img_size: 16}
+  data: {name: scenes, train_images: 32, val_images: 8, test_images: 8}
+  training: {steps: 8, batch_size: 4, num_validations: 1}
+  execution: {device: cpu, log_every_steps: 1, checkpoint_every_s: 0.2}
+grid:
+  model: [vit_test]
+  patch_size: [8, 16]
+"""
+
+
+@pytest.fixture(autouse=True)
+def _study_in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("study.yaml").write_text(STUDY)
+
+
+@pytest.fixture
+def call(capsys, monkeypatch):
+    """Run the command in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["patchscale", *arguments])
+        try:
+            main()
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run
+
+
+def test_a_dry_run_prints_the_whole_table_and_writes_nothing(call):
+    code, out, err = call("sweep", "study.yaml", "--dry-run", "model=[vit_test,adventurer_test]")
+    assert code == 0
+    header, *lines = [line.split("\t") for line in out.splitlines()]
+    assert header[:5] == ["model", "img_size", "patch_size", "seed", "tokens"]
+    assert [(line[0], line[2], line[4], line[-1]) for line in lines] == [
+        ("vit_test", "16", "1", "queued"),
+        ("vit_test", "8", "4", "queued"),
+        ("adventurer_test", "16", "1", "queued"),
+        ("adventurer_test", "8", "4", "queued"),
+    ]
+    assert "2 FLOPs a multiply-add; training: 3 x forward x images seen" in err
+    assert "4 runs (4 queued)" in err
+    assert sorted(path.name for path in Path().iterdir()) == ["study.yaml"]
+
+
+def test_a_dry_run_as_json_has_plain_numbers(call):
+    code, out, _ = call("sweep", "study.yaml", "--dry-run", "--json")
+    assert code == 0
+    plan = json.loads(out)
+    assert plan["study"] == "tiny"
+    assert plan["totals"]["runs"] == 2
+    assert plan["conventions"]["flops"] == "2 x MACs"
+    for row in plan["runs"]:
+        assert row["images_seen"] == 32
+        assert row["flops_train_total"] == 3 * 32 * row["flops_forward_per_image"]
+    assert plan["totals"]["flops_train_total"] == sum(row["flops_train_total"] for row in plan["runs"])
+
+
+def test_a_number_of_images_that_is_unknown_is_said_to_be(call):
+    overrides = ["data.name=image_folder", "data.root=photos", "data.train_images=null", "training.epochs=2"]
+    code, out, err = call("sweep", "study.yaml", "--dry-run", *overrides)
+    assert code == 0
+    assert "\t?\t" in out
+    assert "the number of training images is unknown here; give training.steps to fix it" in err
+
+
+def test_left_out_combinations_are_told(call):
+    code, out, err = call("sweep", "study.yaml", "--dry-run", "patch_size=[8,5,8]", "skip_invalid=true")
+    assert code == 0
+    assert len(out.splitlines()) == 2
+    assert "left out, the patch does not divide the image: patch_size=5 with img_size=16" in err
+    assert "1 combinations are the same as others" in err
+
+
+def test_a_sweep_runs_reports_and_is_skipped_the_second_time(call):
+    code, out, err = call("sweep", "study.yaml", "--workers", "2")
+    assert code == 0
+    assert out.splitlines()[0].startswith("model\timg_size\tpatch_size")
+    assert len(out.splitlines()) == 3
+    assert re.search(r"\[2/2\] done: vit_test patch \d+ at 16 px, seed 0: top1 .* %", err)
+    assert "2 done; in runs/tiny" in err
+
+    code, again, err = call("sweep", "study.yaml")
+    assert (code, again) == (0, out)
+    assert "0 to do, skipped: 2 done" in err
+
+    code, out, err = call("sweep", "study.yaml", "--dry-run", "patch_size=[8,16,4]")
+    assert [line.split("\t")[-1] for line in out.splitlines()[1:]] == ["done", "done", "queued"]
+    assert "3 runs (2 done, 1 queued)" in err
+
+
+def test_a_failed_run_makes_the_exit_code_1_and_is_explained(call):
+    code, out, err = call("sweep", "study.yaml", "grid.training.learning_rate=[1e-3,1e30]", "--json")
+    assert code == 1
+    rows = json.loads(out)
+    assert sorted(row["status"] for row in rows) == ["done", "done", "failed", "failed"]
+    assert "failed (non_finite): vit_test-p16-" in err
+    assert "--retry-failed" not in err, "it would not help"
+    assert {row["failure_kind"] for row in rows if row["status"] == "failed"} == {"non_finite"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent.yaml"], "absent.yaml: no such file"),
+        (["study.yaml", "patch_size=[5]"], "patch_size=5 with img_size=16"),
+        (["study.yaml", "patchsize=[8]"], "did you mean patch_size"),
+        (["study.yaml", "model=vit_tset", "--dry-run"], "vit_tset"),
+    ],
+)
+def test_mistakes_end_in_one_line(call, arguments, words):
+    code, out, err = call("sweep", *arguments)
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert words in err
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_go_on_and_exits_with_130():
+    command = [sys.executable, "-m", "patchscale", "sweep", "study.yaml", "training.steps=3000", "--workers", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sweep:
+        deadline = time.monotonic() + 60
+        while not list(Path("runs/tiny").glob("*/metrics.jsonl")):
+            assert sweep.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        os.kill(sweep.pid, signal.SIGINT)
+        out, err = sweep.communicate(timeout=60)
+    assert sweep.returncode == 130
+    assert out == ""
+    assert "stopping: running runs finish their step and save" in err
+    assert "the others go on with: patchscale sweep study.yaml training.steps=3000 --workers 1" in err
+    states = sorted(RunDirectory(path.parent).status()["state"] for path in Path("runs/tiny").glob("*/config.yaml"))
+    assert states == ["interrupted", "queued"]

@@ -1,0 +1,183 @@
+"""The light half works without torch, and fast: every verb that needs no training, with torch and company blocked."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from patchscale.config import build_config
+from patchscale.runs.record import RunDirectory
+
+BLOCKER = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "timm", "torchvision"):
+            raise ImportError(f"{name} is blocked for this test", name=name)
+sys.meta_path.insert(0, Blocked())
+"""
+
+VERBS = ("quickstart", "train", "eval", "sweep", "fit", "report", "runs", "published", "doctor")
+
+STUDY = """
+study: light
+recipe: fashion-mnist
+grid: {model: [vit_nano, adventurer_nano], patch_size: [14, 7, 4]}
+"""
+
+
+def run_blocked(code, *arguments, cwd):
+    environment = {**os.environ, "MPLCONFIGDIR": str(cwd)}
+    return subprocess.run(
+        [sys.executable, "-c", BLOCKER + code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=environment,
+        timeout=120,
+        check=False,
+    )
+
+
+def patchscale(*arguments, cwd):
+    """The command with torch blocked; returns its stdout, and insists on success and on torch's absence."""
+    code = (
+        "sys.argv[0] = 'patchscale'\n"
+        "from patchscale.cli.app import main\n"
+        "try: main()\n"
+        "finally: assert 'torch' not in sys.modules"
+    )
+    done = run_blocked(code, *arguments, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A study file, an empty folder of runs, and one with the finished runs of two curves."""
+    root = tmp_path_factory.mktemp("light")
+    (root / "study.yaml").write_text(STUDY)
+    (root / "empty").mkdir()
+    for model in ("vit_nano", "adventurer_nano"):
+        for patch_size in (28, 14, 7, 4, 2, 1):
+            config = build_config({"model": {"name": model, "img_size": 28, "patch_size": patch_size}})
+            run = RunDirectory.create(root / "runs", "curves", config)
+            row = {
+                "run_id": config.run_id,
+                "task": "classification",
+                "dataset": "scenes",
+                "model": model,
+                "architecture": model.partition("_")[0],
+                "img_size": 28,
+                "patch_size": patch_size,
+                "tokens": (28 // patch_size) ** 2,
+                "seed": 0,
+                "params_backbone": 400_000,
+                "flops_forward_per_image": 10_000_000,
+                "flops_train_total": 10**12,
+                "metric_name": "top1",
+                "metric": 0.9 - 0.01 * patch_size,
+                "test_loss": 0.3 + 0.02 * patch_size**0.8,
+                "recipe": "custom",
+                "eval_protocol": "whole scene",
+                "pos_embed": "learned",
+                "wall_time_s": 10.0,
+                "device": "cpu",
+            }
+            run.write_json("result.json", row)
+            run.write_status("done")
+    return root
+
+
+def test_the_blocker_blocks(tmp_path):
+    done = run_blocked("import torch", cwd=tmp_path)
+    assert "torch is blocked for this test" in done.stderr
+
+
+def test_every_verb_is_listed_here(tmp_path):
+    from patchscale.cli.app import app
+
+    assert tuple(command.name for command in app.registered_commands) == VERBS
+
+
+def test_import_and_help(tmp_path):
+    assert run_blocked("import patchscale; print(patchscale.__version__)", cwd=tmp_path).returncode == 0
+    assert "quickstart" in patchscale("--help", cwd=tmp_path)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_of_every_verb(verb, tmp_path):
+    assert f"patchscale {verb}" in patchscale(verb, "--help", cwd=tmp_path)
+
+
+def test_doctor_says_what_is_missing(tmp_path):
+    assert "torch import\tfails: torch is blocked for this test\tinstall it again" in patchscale("doctor", cwd=tmp_path)
+
+
+def test_published(folder):
+    assert "imagenet" in patchscale("published", cwd=folder).lower()
+
+
+def test_fit_a_published_table(folder):
+    assert "DeiT-Base" in patchscale("fit", "published:patchification/test-loss", cwd=folder)
+
+
+def test_runs(folder):
+    assert patchscale("runs", "empty", cwd=folder).count("\n") == 1
+    assert len(json.loads(patchscale("runs", "runs", "--json", cwd=folder))) == 12
+
+
+def test_fit_runs(folder):
+    assert patchscale("fit", "runs", "--json", cwd=folder).strip()
+
+
+def test_report(folder):
+    patchscale("report", "runs", cwd=folder)
+    assert list(folder.rglob("*.html"))
+
+
+def test_dry_run_of_a_sweep(folder):
+    plan = json.loads(patchscale("sweep", "study.yaml", "--dry-run", "--json", cwd=folder))
+    assert len(plan["runs"]) == 6
+    assert plan["totals"]["flops_train_total"] > 0
+
+
+def test_recipes_are_listed(folder):
+    assert "fashion-mnist" in patchscale("train", "--list-recipes", cwd=folder)
+
+
+def test_a_sweep_without_torch_says_what_to_install(folder):
+    done = run_blocked("from patchscale.cli.app import main; main()", "sweep", "study.yaml", cwd=folder)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1] == (
+        "error: training needs torch, torchvision, timm: pip install 'patchscale[train]'"
+    )
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["-c", "import patchscale"], ["-c", "from patchscale import RunConfig"], ["-m", "patchscale", "--help"]],
+    ids=["import", "config", "help"],
+)
+def test_it_starts_within_a_second(arguments, tmp_path):
+    """Processor time, the best of five, so that a busy machine does not fail it."""
+
+    def seconds():
+        before = os.times()
+        started = time.perf_counter()
+        subprocess.run([sys.executable, *arguments], check=True, capture_output=True, cwd=tmp_path)
+        after = os.times()
+        used = after.children_user + after.children_system - before.children_user - before.children_system
+        return min(used, time.perf_counter() - started)
+
+    assert min(seconds() for _ in range(5)) < 1.0
+
+
+def test_the_package_is_the_one_under_test():
+    import patchscale
+
+    assert Path(patchscale.__file__).is_relative_to(Path(__file__).parents[1])
