@@ -36,9 +36,10 @@ TIMM_FAMILIES: dict[str, str] = {
 
 
 class PatchModel:
-    """What `create_model` adds to a timm model: mixed into its class, so copying and saving work as usual."""
+    """What `create_model` adds to a timm model, mixed into its class: state dict, copies, pickles stay as they are."""
 
     architecture = "vit"
+    timm_class: type[nn.Module]
     patch_size: int
     img_size: tuple[int, int]
     grid_size: tuple[int, int]
@@ -55,6 +56,9 @@ class PatchModel:
             tokens = fc_norm(tokens)
         num_patches = self.grid_size[0] * self.grid_size[1]
         return tokens[:, -num_patches:].transpose(1, 2).unflatten(2, self.grid_size)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _new_instance, (self.timm_class,), self.__dict__
 
 
 def create_vit(
@@ -142,7 +146,13 @@ def _finish(
 
 @cache
 def _with_feature_map(timm_class: type[nn.Module]) -> type[nn.Module]:
-    return type(timm_class.__name__, (PatchModel, timm_class), {})
+    return type(timm_class.__name__, (PatchModel, timm_class), {"timm_class": timm_class})
+
+
+def _new_instance(timm_class: type[nn.Module]) -> nn.Module:
+    """An empty model of the mixed class, for copy and pickle to fill: the class itself has no importable name."""
+    mixed = _with_feature_map(timm_class)  # type: ignore[arg-type]
+    return mixed.__new__(mixed)
 
 
 def _zero_patch_bias(model: nn.Module) -> None:
