@@ -153,7 +153,7 @@ def test_drop_path_reaches_timm() -> None:
         ("vit_tinny", {}, r"'vit_tinny' is unknown; did you mean vit_tiny"),
         ("eva02_tiny_patch14_225", {}, "did you mean eva02_tiny_patch14_224"),
         ("qqqq", {}, "is unknown; ours are vit_test, vit_nano"),
-        ("xcit_nano_12_p16_224", {"patch_size": 4}, "timm cannot build 'xcit_nano_12_p16_224' with patch_size=4"),
+        ("xcit_nano_12_p16_224", {"patch_size": 4}, r"has no patch_size=4; xcit models have \(8, 16\)"),
         ("beit_base_patch16_224", {"pos_embed": "sincos2d"}, "has no table of learned positions to replace"),
         ("vit_test", {"patch_size": 5}, "patch_size=5 does not divide the 32x32 image; use patch_size one of 2, 4, 8"),
         ("vit_test", {"patch_size": 0}, "must be positive"),

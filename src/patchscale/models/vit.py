@@ -31,8 +31,10 @@ TIMM_FAMILIES: dict[str, str] = {
     "beit": "BEiT: relative position biases, a table that grows with the image",
     "vision_transformer_relpos": "ViTs with relative position biases",
     "cait": "CaiT: class token attends in two last blocks",
-    "xcit": "XCiT: attention between channels; patch sizes 8 and 16 only",
+    "xcit": "XCiT: attention between channels; its patch embedding is a stack of convolutions",
 }
+# Families whose patch embedding exists for some patch sizes only.
+PATCH_SIZES: dict[str, tuple[int, ...]] = {"xcit": (8, 16)}
 
 
 class PatchModel:
@@ -106,6 +108,9 @@ def create_timm_vit(
             f"timm model {name!r} does not keep one token per patch or cannot be given a patch size; "
             f"families that can: {', '.join(TIMM_FAMILIES)}"
         )
+    for family, allowed in PATCH_SIZES.items():
+        if patch_size not in allowed and architecture in timm.list_models(module=family):
+            raise UserError(f"{name!r} has no patch_size={patch_size}; {family} models have {allowed}")
     options: dict[str, Any] = {"img_size": img_size, "patch_size": patch_size, "num_classes": num_classes}
     if drop_path_rate:
         options["drop_path_rate"] = drop_path_rate
