@@ -37,6 +37,7 @@ def fit(
     import sys
 
     from patchscale.cli.output import print_json
+    from patchscale.cli.source import load_table
     from patchscale.errors import UserError
     from patchscale.laws.fit import fit_curves
     from patchscale.laws.table import shorten
@@ -47,7 +48,7 @@ def fit(
     if not source:
         raise UserError("nothing to fit: give a folder of runs, published:NAME, or a CSV file")
     sizes = _patch_sizes(predict)
-    table = _select(_load(source), where or [])
+    table = _select(load_table(source), where or [])
     fits = fit_curves(
         table,
         form=form,
@@ -69,35 +70,6 @@ def fit(
             _print_fit(one, sizes)
     for refused in fits.refused:
         print(f"not fitted: {refused.reason}", file=sys.stderr)
-
-
-def _load(source: str) -> "pd.DataFrame":
-    from pathlib import Path
-
-    import pandas as pd
-
-    from patchscale.errors import UserError
-
-    if source.startswith("published:"):
-        from patchscale.published_tables.tables import published
-
-        return published(source.removeprefix("published:"))
-    path = Path(source)
-    if path.is_dir():
-        from patchscale.runs.store import load_runs
-
-        runs = load_runs(path)
-        if not len(runs):
-            raise UserError(
-                f"{path}: no runs below this folder; start some with `patchscale sweep` or `patchscale train`"
-            )
-        return runs
-    if not path.exists():
-        raise UserError(f"{path}: no such folder or file (a published table is written published:NAME)")
-    try:
-        return pd.read_csv(path)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not a CSV table with a header line ({error})") from None
 
 
 def _select(table: "pd.DataFrame", where: list[str]) -> "pd.DataFrame":

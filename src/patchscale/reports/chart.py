@@ -53,7 +53,10 @@ class Chart:
 
     name: str
     title: str
+    caption: str
+    """How to read it."""
     description: str
+    """What it shows, for those who do not see it."""
     x: Axis
     y: Axis
     series: tuple[Series, ...]
@@ -94,7 +97,7 @@ class Chart:
             buffer.getvalue(),
             prefix=prefix or self.name,
             title=self.title,
-            description=self.description,
+            description=f"{self.caption} {self.description}",
             tooltips=self.tooltips(),
             inline=inline,
         )

@@ -8,7 +8,7 @@ import pandas as pd
 
 from patchscale.errors import UserError
 from patchscale.laws.table import CURVE_COLUMNS, describe_curve, label_curves, target_named, varying
-from patchscale.reports.palette import Style, assign_styles
+from patchscale.reports.palette import assign_colors
 from patchscale.reports.words import missing, plain
 
 if TYPE_CHECKING:
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 TargetName = Literal["loss", "error"]
 
-FACET_COLUMNS = ("task", "dataset", "metric_name")
-"""Curves may share a pair of axes only if they agree in these: losses of different tasks cannot be compared."""
+FACET_COLUMNS = ("task", "dataset", "metric_name", "panel")
+"""Curves may share a pair of axes only if they agree in these: their values cannot be compared otherwise."""
 
 LABEL_COLUMNS = ("model", "img_size", "head", "pos_embed", "recipe", "eval_protocol", "study", "panel")
 """What tells the curves of one figure apart, in the order in which it is tried."""
@@ -33,7 +33,7 @@ class Curve:
     key: Mapping[str, Any]
     facet: tuple[str, ...]
     label: str
-    style: Style
+    color: str
     runs: pd.DataFrame = field(repr=False)
     fits: "Mapping[str, Fit]" = field(default_factory=dict, repr=False)
 
@@ -75,7 +75,7 @@ def collect_curves(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> list[Curve
     Each fit claims the rows that share its curve's values, so a curve is what was fitted; what no fit claims is grouped
     by the columns that tell curves apart.
     """
-    rows = finished(runs)
+    rows = finished(runs if runs.index.is_unique else runs.reset_index(drop=True))
     groups: list[tuple[pd.DataFrame, dict[str, Fit]]] = []
     unclaimed = pd.Series(True, rows.index)
     for fit in fits:
@@ -98,14 +98,14 @@ def collect_curves(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> list[Curve
             for (_, known), computed in zip(groups, label_curves(keys, columns), strict=True)
         ]
     )
-    facets = [tuple(plain(key[name]) for name in FACET_COLUMNS if not missing(key.get(name))) for key in keys]
-    styles = assign_styles([plain(key.get("model")) for key in keys])
+    facets = [tuple(_named(name, key[name]) for name in FACET_COLUMNS if not missing(key.get(name))) for key in keys]
+    colors = assign_colors([plain(key.get("model")) for key in keys])
     return [
         Curve(
             key=keys[index],
             facet=facets[index],
             label=labels[index],
-            style=styles[index],
+            color=colors[index],
             runs=part.sort_values("patch_size", ascending=False, kind="stable"),
             fits=known,
         )
@@ -142,6 +142,8 @@ def _grouped(rows: pd.DataFrame) -> list[pd.DataFrame]:
 
 def short_labels(curves: Sequence[Curve]) -> list[str]:
     """Names for the curves of one figure: the model, and whatever else tells them apart."""
+    if len(curves) == 1:
+        return [curves[0].label]
     keys = [curve.key for curve in curves]
     chosen = ["model"]
     for name in LABEL_COLUMNS[1:]:

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WIDTH_PT, HEIGHT_PT = 460.0, 312.0
-FONT_PT, SMALL_PT = 10.5, 9.0
+WIDTH_PT, HEIGHT_PT = 460.0, 320.0
+FONT_PT, SMALL_PT = 11.5, 9.8
 MARKER_PT = 6.6
-LEFT_PT, TOP_PT, ROW_PT = 46.0, 32.0, 13.0
+LEFT_PT, TOP_PT, ROW_PT = 48.0, 34.0, 13.5
 LABEL_WIDTH = 17
 """Characters of a curve's label before it is broken into lines."""
 
@@ -58,10 +58,10 @@ def draw(chart: Chart) -> "Figure":
     labels = ["\n".join(textwrap.wrap(series.label, LABEL_WIDTH)) or " " for series in chart.series]
     headings = [heading for heading, _ in chart.x.rows]
     right = max(
-        [30 + 6.3 * len(line) for label in labels for line in label.splitlines()]
-        + [22 + 5.2 * len(heading) for heading in headings]
+        [30 + 6.7 * len(line) for label in labels for line in label.splitlines()]
+        + [22 + 5.6 * len(heading) for heading in headings]
     )
-    bottom = 46 + ROW_PT * len(headings)
+    bottom = 48 + ROW_PT * len(headings)
     figure = Figure(figsize=(WIDTH_PT / 72, HEIGHT_PT / 72), facecolor=PAPER)
     axes = figure.add_axes(
         (
@@ -152,7 +152,7 @@ def _draw_points(axes: "Axes", chart: Chart, index: int) -> None:
             axes.annotate(
                 row["note"],
                 (x, y),
-                xytext=(0, 6.5),
+                xytext=(0, 10.5 if row["breaks_trend"] else 7),
                 textcoords="offset points",
                 ha="center",
                 fontsize=SMALL_PT - 0.5,
@@ -166,7 +166,7 @@ def _draw_y_axis(axes: "Axes", chart: Chart) -> None:
 
     for side in ("top", "right", "left"):
         axes.spines[side].set_visible(False)
-    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
+    axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 2.5, 5, 10]))
     if chart.y.percent:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.4g}%"))
     axes.grid(axis="y", color=GRID, linewidth=0.8)
@@ -191,12 +191,12 @@ def _draw_x_axis(axes: "Axes", chart: Chart) -> None:
         axes.set_xticks(ticks, [scientific(tick, digits=0) for tick in ticks])
     axes.xaxis.set_minor_locator(NullLocator())
     for place, (heading, cells) in enumerate(axis.rows):
-        below = -(20 + ROW_PT * place)
+        below = -(21 + ROW_PT * place)
         small = {"fontsize": SMALL_PT, "color": MUTED, "va": "top"}
         for value, text in cells:
             _write(axes, text, (value, 0), (0, below), xycoords=("data", "axes fraction"), ha="center", **small)
         _write(axes, heading, (1, 0), (14, below), **small)
-    _write(axes, axis.label, (0.5, 0), (0, -(24 + ROW_PT * len(axis.rows))), ha="center", va="top")
+    _write(axes, axis.label, (0.5, 0), (0, -(26 + ROW_PT * len(axis.rows))), ha="center", va="top")
 
 
 def decade_ticks(low: float, high: float) -> list[float]:
@@ -222,7 +222,7 @@ def _draw_labels(axes: "Axes", chart: Chart, labels: Sequence[str]) -> None:
         x = points[chart.x.column]
         last = points[x == (x.min() if chart.x.scale == "finer" else x.max())]
         end = float(last[chart.y.column].mean())
-        wanted.append((height * (end - low) / (high - low), 12.5 * (label.count("\n") + 1) + 3))
+        wanted.append((height * (end - low) / (high - low), 13.5 * (label.count("\n") + 1) + 3))
     beside = axes.transAxes + ScaledTranslation(17 / 72, 0, axes.figure.dpi_scale_trans)
     for series, label, middle in zip(chart.series, labels, spread(wanted, height), strict=True):
         axes.plot(

@@ -6,6 +6,7 @@ p patch size (pixels); loss: plain cross-entropy on the test split; metric: a fr
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,6 +14,7 @@ import pandas as pd
 
 from patchscale.reports.chart import Axis, Chart, Series
 from patchscale.reports.curves import Curve, TargetName, collect_curves, short_labels, target_values
+from patchscale.reports.palette import assign_styles
 from patchscale.reports.words import duration, integer, listed, missing, number, percent, plain, scientific
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ def _patch_chart(number_: int, suffix: str, curves: list[Curve], quantity: Quant
     return Chart(
         name=f"{quantity}-by-patch-size-{number_}",
         title=f"{_name(curves, quantity)} against patch size{suffix}",
+        caption=_caption(curves, quantity),
         description=_description(curves, quantity),
         x=Axis(
             column="patch_size",
@@ -89,7 +92,7 @@ def _patch_chart(number_: int, suffix: str, curves: list[Curve], quantity: Quant
             rows=_token_rows(points, sizes),
         ),
         y=Axis(column=_column(quantity), label=_name(curves, quantity), percent=quantity == "metric"),
-        series=tuple(Series(label=curve.label, style=curve.style) for curve in curves),
+        series=_series(curves),
         points=points,
         curves=pd.concat(drawn, ignore_index=True),
     )
@@ -132,14 +135,14 @@ def _price_chart(
     return Chart(
         name=f"{quantity}-by-price-{number_}",
         title=f"What finer patches cost{suffix}",
-        description=(
-            f"{_name(curves, quantity)} against {words} of each run, for "
-            f"{listed([curve.label for curve in curves])}. The number above a point is its patch size in pixels; "
-            "straight lines join the means over seeds."
+        caption=(
+            "Each point is a run; the number above it is its patch size in pixels. Thin straight lines join means over "
+            "seeds, in the order of the patch size."
         ),
+        description=f"{_name(curves, quantity)} against {words} for {listed([curve.label for curve in curves])}.",
         x=Axis(column=price, label=label, scale="log"),
         y=Axis(column=_column(quantity), label=_name(curves, quantity), percent=quantity == "metric"),
-        series=tuple(Series(label=curve.label, style=curve.style) for curve in curves),
+        series=_series(curves),
         points=pd.concat(points, ignore_index=True),
         curves=pd.concat(lines, ignore_index=True),
     )
@@ -167,6 +170,11 @@ def _facets(
 def _relabelled(curves: list[Curve]) -> list[Curve]:
     """The curves of one figure under the shortest names that tell them apart."""
     return [replace(curve, label=label) for curve, label in zip(curves, short_labels(curves), strict=True)]
+
+
+def _series(curves: list[Curve]) -> tuple[Series, ...]:
+    styles = assign_styles([curve.color for curve in curves])
+    return tuple(Series(label=curve.label, style=style) for curve, style in zip(curves, styles, strict=True))
 
 
 def _split(curves: list[Curve]) -> list[tuple[list[str], list[Curve]]]:
@@ -204,10 +212,11 @@ def _points(curve: Curve, quantity: Quantity) -> pd.DataFrame:
 def _used(curve: Curve, rows: pd.DataFrame, quantity: Quantity) -> pd.Series:
     """Whether the law of this quantity was fitted to each row; true where there is no law to leave it out."""
     fit = curve.fits.get(_target(quantity))
-    if fit is None or not len(fit.dropped):
+    if fit is None:
         return pd.Series(True, rows.index)
-    dropped = rows.index.isin(fit.dropped.index) & rows["patch_size"].isin(fit.dropped["patch_size"])
-    return pd.Series(~dropped, rows.index)
+    if "run_id" in rows and "run_id" in fit.rows:
+        return rows["run_id"].isin(fit.rows["run_id"])
+    return pd.Series(rows.index.isin(fit.rows.index), rows.index)
 
 
 def _tooltip(row: dict[Any, Any], quantity: Quantity) -> str:
@@ -237,11 +246,7 @@ def _has_law(curve: Curve, quantity: Quantity) -> bool:
 
 def _law(curve: Curve, quantity: Quantity) -> pd.DataFrame:
     """The fitted law and its interval, from the coarsest to the finest fitted patch."""
-    fit = curve.fits[_target(quantity)]
-    sizes = sorted({float(size) for size in fit.rows["patch_size"]}, reverse=True)
-    count = round(GRID_PER_OCTAVE * math.log2(sizes[0] / sizes[-1])) + 1
-    between = [size for size in np.geomspace(sizes[0], sizes[-1], count) if not np.isclose(size, sizes).any()]
-    law = fit.predict(sorted([*sizes, *between], reverse=True))
+    law = _law_values(curve.fits[_target(quantity)])
     value, low, high = (law[name].to_numpy(dtype=float) for name in ("predicted", "low", "high"))
     if quantity == "metric":
         value, low, high = 1 - value, 1 - high, 1 - low
@@ -255,6 +260,15 @@ def _law(curve: Curve, quantity: Quantity) -> pd.DataFrame:
             "high": high,
         }
     )
+
+
+@lru_cache(maxsize=64)
+def _law_values(fit: "Fit") -> pd.DataFrame:
+    """The law between the ends of what it was fitted to; kept, because intervals take a while."""
+    sizes = sorted({float(size) for size in fit.rows["patch_size"]}, reverse=True)
+    count = round(GRID_PER_OCTAVE * math.log2(sizes[0] / sizes[-1])) + 1
+    between = [size for size in np.geomspace(sizes[0], sizes[-1], count) if not np.isclose(size, sizes).any()]
+    return fit.predict(sorted([*sizes, *between], reverse=True))
 
 
 def _means(curve: Curve, quantity: Quantity) -> pd.DataFrame:
@@ -298,21 +312,31 @@ def _name(curves: Sequence[Curve], quantity: Quantity) -> str:
     return " / ".join(METRIC_NAMES.get(name, name) for name in sorted(names)) or "Metric"
 
 
-def _description(curves: Sequence[Curve], quantity: Quantity) -> str:
-    how = []
-    if any(_has_law(curve, quantity) for curve in curves):
-        how.append("curves are fitted laws, bands their intervals")
+def _caption(curves: Sequence[Curve], quantity: Quantity) -> str:
+    how = ["Each point is a run"]
+    levels = sorted({curve.fits[_target(quantity)].level for curve in curves if _has_law(curve, quantity)})
+    if levels:
+        how.append(
+            f"curves are fitted laws, bands their {listed([f'{100 * level:g} %' for level in levels])} intervals"
+        )
     if not all(_has_law(curve, quantity) for curve in curves):
         how.append("thin straight lines join means over seeds, without a law")
+    if any(curve.rises(_target(quantity)) for curve in curves):
+        how.append("a ring marks a patch size that did worse than the next larger one")
+    if any(not used for curve in curves for used in _points(curve, quantity)["used"]):
+        how.append("an open marker is a run that was left out of the fit")
+    return f"{'; '.join(how)}."
+
+
+def _description(curves: Sequence[Curve], quantity: Quantity) -> str:
     ends = []
     for curve in curves:
         means = curve.means(_target(quantity))
         coarse, fine = (_bare(means.iloc[place], quantity) for place in (0, -1))
         large, small = int(means.index[0]), int(means.index[-1])
-        ends.append(
-            f"{curve.label} is {coarse} at {large} px" + (f" and {fine} at {small} px" if large != small else "")
-        )
-    return f"Each point is a run; {'; '.join(how)}. {'; '.join(ends)}."
+        text = f"{curve.label} is {coarse} at {large} px"
+        ends.append(text + (f" and {fine} at {small} px" if large != small else ""))
+    return f"{_name(curves, quantity)}: {'; '.join(ends)}."
 
 
 def _bare(target_value: float, quantity: Quantity) -> str:

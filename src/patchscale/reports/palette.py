@@ -8,6 +8,7 @@ In a figure every colour is written as its light hexadecimal value; on a page th
 how one drawing serves both themes. Hence all values below are distinct.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 PAPER, INK, MUTED, GRID = "#ffffff", "#1b1d21", "#5b616b", "#e2e5ea"
@@ -43,22 +44,22 @@ DASHES: tuple[str | tuple[int, tuple[float, ...]], ...] = ("solid", (0, (6, 2)),
 
 @dataclass(frozen=True)
 class Style:
-    """How one curve looks in every figure of a report."""
+    """How one curve looks in one figure."""
 
     color: str
     marker: str
     dash: str | tuple[int, tuple[float, ...]]
 
 
-def assign_styles(models: list[str]) -> list[Style]:
-    """One style per curve, given the model of each: a colour per model, a marker per curve, a dash per repeat."""
+def assign_colors(models: Sequence[str]) -> list[str]:
+    """A colour per model, the same in every figure; a seventh model repeats the first one's."""
     order = list(dict.fromkeys(models))
-    seen: dict[str, int] = {}
-    styles = []
-    for index, model in enumerate(models):
-        repeat = seen[model] = seen.get(model, -1) + 1
-        color = SERIES[order.index(model) % len(SERIES)]
-        # a seventh model repeats the first colour; its marker and its dash keep it apart
-        dash = DASHES[(repeat + order.index(model) // len(SERIES)) % len(DASHES)]
-        styles.append(Style(color, MARKERS[index % len(MARKERS)], dash))
-    return styles
+    return [SERIES[order.index(model) % len(SERIES)] for model in models]
+
+
+def assign_styles(colors: Sequence[str]) -> list[Style]:
+    """Styles for the curves of one figure: a marker for each, and a new dash where a colour comes again."""
+    return [
+        Style(color, MARKERS[index % len(MARKERS)], DASHES[list(colors[:index]).count(color) % len(DASHES)])
+        for index, color in enumerate(colors)
+    ]

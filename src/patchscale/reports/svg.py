@@ -8,8 +8,9 @@ from patchscale.reports.palette import LIGHT
 
 SVG = "http://www.w3.org/2000/svg"
 XLINK = "http://www.w3.org/1999/xlink"
-# fonts that machines without matplotlib's own have; on a page the text takes the page's font
+# fonts of machines that lack matplotlib's own; on a page the text takes the page's font
 FONTS = "'DejaVu Sans', 'Helvetica Neue', Arial, sans-serif"
+LINE_STYLE = "stroke-linejoin: round; stroke-linecap: butt"
 
 ET.register_namespace("", SVG)
 ET.register_namespace("xlink", XLINK)
@@ -26,6 +27,11 @@ def finish_svg(
     root = ET.fromstring(source)
     for metadata in root.findall(f"{{{SVG}}}metadata"):
         root.remove(metadata)
+    for definitions in root.iter(f"{{{SVG}}}defs"):
+        # its only rule is for "*", which on a page would mean the whole page
+        for style in definitions.findall(f"{{{SVG}}}style"):
+            definitions.remove(style)
+    root.set("style", LINE_STYLE)
     for element in root.iter():
         name = element.get("id")
         if name is not None and name in tooltips:

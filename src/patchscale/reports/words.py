@@ -25,7 +25,7 @@ def number(value: Any, digits: int = 4) -> str:
     if not 1e-4 <= abs(value) < 1e6:
         return scientific(value)
     decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
-    return f"{value:.{min(decimals, digits)}f}".replace("-", "−")
+    return f"{value:.{decimals}f}".replace("-", "−")
 
 
 def scientific(value: Any, digits: int = 2) -> str:
@@ -78,7 +78,7 @@ def plain(value: Any) -> str:
     if missing(value):
         return "–"
     if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else number(value)
+        return str(int(value)) if value.is_integer() and abs(value) < 1e15 else f"{value:.4g}".replace("-", "−")
     return str(value)
 
 
