@@ -82,7 +82,8 @@ def test_a_number_of_images_that_is_unknown_is_said_to_be(call):
     code, out, err = call("sweep", "study.yaml", "--dry-run", *overrides)
     assert code == 0
     assert "\t?\t" in out
-    assert "the number of training images is unknown here; give training.steps to fix it" in err
+    assert "the number of training images is unknown here; training.steps or data.train_images fixes it" in err
+    assert "train PFLOPs" in out
 
 
 def test_left_out_combinations_are_told(call):

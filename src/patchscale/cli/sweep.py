@@ -111,14 +111,19 @@ def _print_plan(study: "Study", runs_root: Path, *, json: bool) -> None:
         file=sys.stderr,
     )
     if summary["flops_train_total"] is None:
-        print("?: the number of training images is unknown here; give training.steps to fix it", file=sys.stderr)
+        print(
+            "?: the number of training images is unknown here; training.steps or data.train_images fixes it",
+            file=sys.stderr,
+        )
     for item in planned:
         if item.message:
             print(f"{item.state}: {item.config.run_id}: {item.message}", file=sys.stderr)
 
 
 def _unit(largest: int) -> str:
-    """The prefix that makes the largest number at least 1."""
+    """The prefix that makes the largest number at least 1; P where no number is known."""
+    if not largest:
+        return "P"
     return next((unit for unit in "EPTG" if largest >= PREFIXES[unit]), "M")
 
 
