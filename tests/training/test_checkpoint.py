@@ -74,7 +74,7 @@ def other_format(path):
 
 
 def unsafe(path):
-    path.write_bytes(pickle.dumps({"format": print}))
+    path.write_bytes(pickle.dumps({"format": print}, protocol=2))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Training one run: `loop.py` reads top to bottom, its neighbours each hold one part of it.
 
 loop.py        batch, forward, backward, clip, step, log, validate, save
+setup.py       what a run starts with: data, model, optimizer, and the loss of a step
 batches.py     which images make up which step, and the processes that load them
 optim.py       AdamW, weight-decay groups, learning rate
 checkpoint.py  what a resume needs, and the final weights
