@@ -1,4 +1,4 @@
-"""What users get wrong: every mistake ends in one clear line and exit code 2, never in a traceback, and nothing is lost."""
+"""What users get wrong: every mistake ends in one clear line and exit code 2, never a traceback, nothing lost."""
 
 import sys
 from pathlib import Path
@@ -142,8 +142,8 @@ MISTAKES = {
     ),
     "loss that is not a number": (
         ["fit", "t.csv"],
-        ["test_loss"],
-        lambda: write("t.csv", "patch_size,test_loss\n16,1\n8,x\n4,.8\n2,.7\n1,.6\n"),
+        ["test_loss is not a number a law takes", "'x'"],
+        lambda: write("t.csv", "patch_size,test_loss\n16,1\n8,x\n4,.8\n2,.7\n"),
     ),
     "report of nothing": (["report", "absent"], ["absent"], None),
     "report of an empty folder": (["report", "."], ["no"], None),

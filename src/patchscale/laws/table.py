@@ -75,14 +75,22 @@ def split_usable(table: pd.DataFrame, law: Law, target: Target) -> tuple[pd.Data
         because(status != "done", status.map(lambda state: f"status is {state}, not done"))
     for axis in law.axes:
         cells = pd.to_numeric(table[axis.column], errors="coerce").astype(float)
-        because(~cells.between(0, np.inf, inclusive="neither"), f"no {axis.column}")
-    because(~target.values(table).between(-np.inf, np.inf, inclusive="neither"), f"no {target.column}")
+        because(~cells.between(0, np.inf, inclusive="neither"), _why_unusable(table, axis.column))
+    because(~target.values(table).between(-np.inf, np.inf, inclusive="neither"), _why_unusable(table, target.column))
     if "run_id" in table.columns:
         usable = table["run_id"].where(reasons == "")
         because(usable.notna() & usable.duplicated(), "the same run is in the table twice")
     used = reasons == ""
     numbers = {axis.column: pd.to_numeric(table.loc[used, axis.column]) for axis in law.axes}
     return table[used].assign(**numbers), table[~used].assign(reason=reasons[~used])
+
+
+def _why_unusable(table: pd.DataFrame, column: str) -> pd.Series:
+    """For every row, what is wrong with its cell in `column`, supposing that something is."""
+    cells = table[column].astype(object)
+    return cells.map(
+        lambda cell: f"no {column}" if pd.isna(cell) else f"{column} is not a number a law takes ({cell!r})"
+    )
 
 
 def constant(cells: pd.Series) -> bool:

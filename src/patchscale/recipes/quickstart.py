@@ -15,7 +15,7 @@ def scenes_segmentation() -> RunConfig:
         task="segmentation",
         model=ModelConfig(name="vit_nano", patch_size=8, img_size=48),
         data=DataConfig(name="scenes", augment="flip", train_images=4096, val_images=256, test_images=1024),
-        training=TrainingConfig(steps=500, batch_size=32, learning_rate=2e-3, warmup_fraction=0.1, num_validations=2),
+        training=TrainingConfig(steps=300, batch_size=32, learning_rate=2e-3, warmup_fraction=0.1, num_validations=2),
     )
 
 
