@@ -15,7 +15,7 @@ PARTS = st.lists(st.integers(min_value=0, max_value=2**70) | st.text(max_size=8)
 
 def test_seeds_are_the_same_on_every_machine() -> None:
     assert derive_seed() == 4090036724241674979
-    assert derive_seed(0, "augment", 3, 17) == 4486131562374404886
+    assert derive_seed(0, "augment", 3, 17) == 8565071629824489244
     assert derive_seed(np.int64(0), "augment", np.int64(3), 17) == derive_seed(0, "augment", 3, 17)
 
 
