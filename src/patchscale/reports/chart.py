@@ -1,6 +1,7 @@
 """One chart: a frozen object that holds its numbers and can show itself as SVG or PNG."""
 
 import io
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -91,7 +92,9 @@ class Chart:
         from patchscale.reports.draw import draw, own_settings
 
         buffer = io.StringIO()
-        with own_settings():
+        with own_settings(), warnings.catch_warnings():
+            # the reader's machine picks the font of each letter
+            warnings.filterwarnings("ignore", r"Glyph \d+ .* missing from font")
             draw(self).savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
         return finish_svg(
             buffer.getvalue(),

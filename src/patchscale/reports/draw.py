@@ -188,7 +188,7 @@ def _draw_x_axis(axes: "Axes", chart: Chart) -> None:
         axes.set_xscale("log")
         axes.margins(x=0.08)
         ticks = decade_ticks(*axes.get_xlim())
-        axes.set_xticks(ticks, [scientific(tick, digits=0) for tick in ticks])
+        axes.set_xticks(ticks, tick_labels(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     for place, (heading, cells) in enumerate(axis.rows):
         below = -(21 + ROW_PT * place)
@@ -200,14 +200,24 @@ def _draw_x_axis(axes: "Axes", chart: Chart) -> None:
 
 
 def decade_ticks(low: float, high: float) -> list[float]:
-    """Powers of ten in [low, high]; with their double and fivefold where there are fewer than three."""
+    """Powers of ten in [low, high]; with multiples of them where there are fewer than three; else any round values."""
+    from matplotlib.ticker import MaxNLocator
+
     first, last = math.floor(math.log10(low)), math.ceil(math.log10(high))
     for factors in ((1,), (1, 3), (1, 2, 5)):
-        ticks = [factor * 10.0**power for power in range(first, last + 1) for factor in factors]
+        ticks = [float(f"{factor}e{power}") for power in range(first, last + 1) for factor in factors]
         ticks = [tick for tick in ticks if low <= tick <= high]
         if len(ticks) >= 3:
             break
+    if len(ticks) < 2:
+        ticks = [float(tick) for tick in MaxNLocator(4).tick_values(low, high) if low <= tick <= high]
     return ticks[:: math.ceil(len(ticks) / 6)]
+
+
+def tick_labels(ticks: Sequence[float]) -> list[str]:
+    """Powers of ten, with as few digits as show every tick exactly."""
+    digits = next(digits for digits in range(17) if all(float(f"{tick:.{digits}e}") == tick for tick in ticks))
+    return [scientific(tick, digits) for tick in ticks]
 
 
 def _draw_labels(axes: "Axes", chart: Chart, labels: Sequence[str]) -> None:

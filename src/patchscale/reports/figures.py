@@ -43,10 +43,11 @@ def report_charts(runs: pd.DataFrame, fits: "Sequence[Fit]" = (), *, target: Tar
 
 
 def main_target(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> TargetName:
-    """What a report is about: what the laws describe, else the loss, else the error where there is no loss."""
+    """What a report is about: what the laws describe, else the loss, but the error where there are metrics only."""
     if fits:
         return "loss" if fits[0].target == "loss" else "error"
-    return "loss" if target_values(runs, "loss").notna().any() else "error"
+    loss, error = (target_values(runs, target).notna().any() for target in ("loss", "error"))
+    return "error" if error and not loss else "loss"
 
 
 def charts_of(curves: Sequence[Curve], target: TargetName) -> list[Chart]:

@@ -32,8 +32,8 @@ DARK = {
     "grid": "#2d3138",
     "series-1": "#857fff",
     "series-2": "#ff9310",
-    "series-3": "#12b76f",
-    "series-4": "#eae0c8",
+    "series-3": "#03b569",
+    "series-4": "#eaeed6",
     "series-5": "#ffabff",
     "series-6": "#947990",
 }

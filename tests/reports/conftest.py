@@ -1,0 +1,86 @@
+"""Two tables to report on: curves of the founding paper, and a study in which things went wrong."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from patchscale.laws.fit import fit_curves
+from patchscale.published_tables.tables import published
+
+SIZES = (24, 16, 12, 8, 6, 4)
+LAWS = {"vit_nano": (0.62, 0.030, 0.95), "adventurer_nano": (0.58, 0.022, 1.02)}
+
+
+def study_table(*, seeds=3):
+    """Two segmentation curves with known faults: patch 6 of vit_nano breaks the trend, two runs have no result, and one
+    finished run has no loss.
+    """
+    rng = np.random.default_rng(3)
+    rows = []
+    for model, (floor, amplitude, exponent) in LAWS.items():
+        for patch_size in SIZES:
+            for seed in range(seeds):
+                tokens = (48 // patch_size) ** 2
+                loss = floor + amplitude * patch_size**exponent + rng.normal(0, 0.006)
+                loss += 0.10 if (model, patch_size) == ("vit_nano", 6) else 0
+                row = {
+                    "run_id": f"{model}-p{patch_size}-r48-s{seed}-0123456789",
+                    "study": "faulty",
+                    "status": "done",
+                    "failure_kind": None,
+                    "message": None,
+                    "task": "segmentation",
+                    "dataset": "scenes",
+                    "model": model,
+                    "architecture": model.partition("_")[0],
+                    "img_size": 48,
+                    "patch_size": patch_size,
+                    "tokens": tokens,
+                    "seed": seed,
+                    "params_backbone": 440_000,
+                    "flops_forward_per_image": 900_000 * tokens,
+                    "flops_train_total": 3 * 900_000 * tokens * 16_000,
+                    "train_loss": loss - 0.05,
+                    "test_loss": loss,
+                    "metric_name": "mIoU",
+                    "metric": 0.55 - 0.4 * (loss - 0.6),
+                    "wall_time_s": 10 + 0.2 * tokens,
+                    "device": "cpu",
+                    "recipe": "scenes-segmentation",
+                    "eval_protocol": "whole scene",
+                    "versions": {"torch": "2.15.0", "patchscale": "0.1.0"},
+                    "path": "/home/someone/secret/runs/faulty",
+                }
+                nothing = dict.fromkeys(
+                    ("train_loss", "test_loss", "metric", "metric_name", "wall_time_s", "eval_protocol", "versions")
+                )
+                if (model, patch_size, seed) == ("adventurer_nano", 4, 2):
+                    row |= nothing | {"status": "failed", "failure_kind": "out_of_memory", "message": "no room left"}
+                if (model, patch_size, seed) == ("vit_nano", 4, 1):
+                    row |= nothing | {"status": "interrupted"}
+                if (model, patch_size, seed) == ("vit_nano", 8, 2):
+                    row |= {"test_loss": None}
+                rows.append(row)
+    return pd.DataFrame(rows)
+
+
+@pytest.fixture(scope="session")
+def study():
+    table = study_table()
+    return table, fit_curves(table)
+
+
+@pytest.fixture(scope="session")
+def founding():
+    """Panels a, c and d of Figure 1: two classification curves and one of another task."""
+    table = published("patchification/test-loss")
+    table = table[table["panel"].isin(["a", "c", "d"])]
+    return table, fit_curves(table)
+
+
+@pytest.fixture(scope="session")
+def imagenet():
+    """Accuracies: curves with a law, and one that has too few patch sizes."""
+    table = published("patchification/imagenet")
+    table = table[table["model"].isin(["DeiT-Base"])]
+    return table, fit_curves(table, target="error")
