@@ -30,6 +30,12 @@ def test_the_folder_of_own_data_is_part_of_the_identity():
     assert first.identity != second.identity
 
 
+def test_a_relative_folder_is_kept_as_the_place_it_means(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = build_config({"data": {"name": "image_folder", "root": "photos"}})
+    assert config.data.root == str(tmp_path / "photos")
+
+
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_a_patch_is_accepted_exactly_when_it_divides_the_image(img_size, patch_size):
     values = {"model": {"img_size": img_size, "patch_size": patch_size}}
@@ -83,7 +89,12 @@ def test_giving_steps_replaces_epochs():
 
 @pytest.mark.parametrize(
     ("text", "words"),
-    [("a: [1", "not valid YAML"), ("- 1\n- 2\n", "expected a mapping"), ("", "expected a mapping")],
+    [
+        ("data: {root: 2020-01-01}", "data.root"),
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2\n", "expected a mapping"),
+        ("", "expected a mapping"),
+    ],
 )
 def test_broken_files_are_named(tmp_path, text, words):
     path = tmp_path / "run.yaml"

@@ -7,6 +7,7 @@ mistakes are reported together.
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
@@ -206,10 +207,14 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, so
 
     Raises `UserError` naming every wrong field, the value given and what is allowed.
     """
-    merged = json.loads(json.dumps(values))
+    merged = deepcopy(dict(values))
     for override in overrides:
         key, value = parse_override(override)
         set_by_path(merged, key, value)
+    data = merged.get("data")
+    if isinstance(data, dict) and isinstance(data.get("root"), str):
+        # The folder it means now, so that the run can be resumed from anywhere.
+        data["root"] = str(Path(data["root"]).expanduser().absolute())
     return validate(_run_config_adapter(), merged, source=source)
 
 

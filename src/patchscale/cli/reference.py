@@ -1,6 +1,7 @@
 """Generate docs/cli.md from the program: `python -m patchscale.cli.reference`."""
 
-import click
+from typing import Any
+
 import typer
 
 from patchscale.cli.app import app
@@ -13,26 +14,25 @@ Generated from the program by `make docs`; a test compares the two.
 
 def reference() -> str:
     """The help of every verb, as one Markdown page."""
-    group = typer.main.get_command(app)
-    assert isinstance(group, click.Group)
+    group: Any = typer.main.get_command(app)  # typer brings its own click, which has no public name
     parts = [HEADER]
     for name, command in group.commands.items():
         parts.append(f"## patchscale {name}\n\n{_description(command)}\n\n{_parameters(command)}")
     return "\n".join(parts)
 
 
-def _description(command: click.Command) -> str:
+def _description(command: Any) -> str:
     return "\n".join(line.strip() for line in (command.help or "").strip().splitlines())
 
 
-def _parameters(command: click.Command) -> str:
+def _parameters(command: Any) -> str:
     rows = ["| argument | meaning |", "| --- | --- |"]
     for parameter in command.params:
-        if isinstance(parameter, click.Option):
+        if parameter.param_type_name == "option":
             name = ", ".join(f"`{option}`" for option in (*parameter.opts, *parameter.secondary_opts))
             text = parameter.help or ""
         else:
-            name = f"`{parameter.human_readable_name}`"
+            name = f"`{(parameter.metavar or parameter.name).upper()}`"
             text = getattr(parameter, "help", "") or ""
         default = parameter.default
         if default not in (None, False, "", ()) and not callable(default) and "Sentinel" not in repr(default):
