@@ -12,6 +12,7 @@ from patchscale.laws.fit import fit_curves
 from patchscale.reports.answer import farthest_from_law, law_sentences, lede, next_size, verdict
 from patchscale.reports.curves import collect_curves
 from patchscale.reports.html import formula_html, render_report, runs_csv, write_report
+from patchscale.reports.tables import runs_table
 
 
 class Page(HTMLParser):
@@ -268,3 +269,13 @@ def test_the_file_is_written_whole_or_not_at_all(study, tmp_path, monkeypatch):
         write_report(*study, path, title="t", provenance={"a": Broken()})
     assert path.read_text(encoding="utf-8") == before
     assert [file.name for file in path.parent.iterdir()] == ["report.html"]
+
+
+def test_runs_are_listed_curve_by_curve_from_coarse_to_fine(study):
+    shuffled = study[0].sample(frac=1, random_state=0)
+    table, same = runs_table(shuffled)
+    names = [heading for heading, _ in table.headings]
+    patches = [row[names.index("patch, px")].text for row in table.rows]
+    assert patches[:18] == [str(size) for size in (24, 16, 12, 8, 6, 4) for _ in range(3)]
+    assert len({row[0].text for row in table.rows[:18]}) == 1
+    assert ("recipe", "scenes-segmentation") in same

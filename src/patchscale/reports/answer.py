@@ -122,13 +122,13 @@ def _law_sentence(curve: Curve, fit: "Fit", target: TargetName) -> str:
         finest = int(curve.means(target).index[-1])
         value = fit.predict([float(finest)])["predicted"].iloc[0]
         start = f"at {finest} px, the finest patch there is, the law puts the {quantity} at {show(value, target)}"
-        return f"{start}; its floor is {bottom}. {sure}"
+        return f"{start}; the floor at {bottom}. {sure}"
     row = fit.predict([float(step.small)]).iloc[0]
     gain = change(step.before, step.after, target).lstrip("−+")  # a law never rises
     interval = f"[{show(row['low'], target)}, {show(row['high'], target)}]"
     return (
         f"a patch of {step.small} px, which no run has tried, is predicted to lower the {quantity} by {gain}, to "
-        f"{show(step.after, target)} {interval}; no patch takes it below {bottom}. {sure}"
+        f"{show(step.after, target)} {interval}; the floor is put at {bottom}. {sure}"
     )
 
 

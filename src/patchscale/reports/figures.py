@@ -133,13 +133,15 @@ def _price_chart(
         points.append(rows)
         lines.append(means.assign(series=curve.label, kind="mean", low=np.nan, high=np.nan))
     words, label = PRICES[price]
+    how = [
+        "Each point is a run; the number above it is its patch size in pixels",
+        "thin straight lines join means over seeds, in the order of the patch size",
+        *_marks(curves, quantity),
+    ]
     return Chart(
         name=f"{quantity}-by-price-{number_}",
         title=f"What finer patches cost{suffix}",
-        caption=(
-            "Each point is a run; the number above it is its patch size in pixels. Thin straight lines join means over "
-            "seeds, in the order of the patch size."
-        ),
+        caption=f"{'; '.join(how)}.",
         description=f"{_name(curves, quantity)} against {words} for {listed([curve.label for curve in curves])}.",
         x=Axis(column=price, label=label, scale="log"),
         y=Axis(column=_column(quantity), label=_name(curves, quantity), percent=quantity == "metric"),
@@ -322,11 +324,17 @@ def _caption(curves: Sequence[Curve], quantity: Quantity) -> str:
         )
     if not all(_has_law(curve, quantity) for curve in curves):
         how.append("thin straight lines join means over seeds, without a law")
+    return f"{'; '.join([*how, *_marks(curves, quantity)])}."
+
+
+def _marks(curves: Sequence[Curve], quantity: Quantity) -> list[str]:
+    """What unusual markers mean, if there are any."""
+    marks = []
     if any(curve.rises(_target(quantity)) for curve in curves):
-        how.append("a ring marks a patch size that did worse than the next larger one")
+        marks.append("a ring marks a patch size that did worse than the next larger one")
     if any(not used for curve in curves for used in _points(curve, quantity)["used"]):
-        how.append("an open marker is a run that was left out of the fit")
-    return f"{'; '.join(how)}."
+        marks.append("an open marker is a run that was left out of the fit")
+    return marks
 
 
 def _description(curves: Sequence[Curve], quantity: Quantity) -> str:

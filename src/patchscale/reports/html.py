@@ -71,8 +71,8 @@ def render_report(
         version=__version__,
         light=LIGHT,
         dark=DARK,
-        lede=" ".join(lede(curves, target)),
-        law_sentences=law_sentences(curves, target),
+        lede=_tied(" ".join(lede(curves, target))),
+        law_sentences=[(label, _tied(sentence)) for label, sentence in law_sentences(curves, target)],
         facts=_facts(runs, curves, target),
         answer=tables.answer_table(curves, target, quantity),
         meanings={
@@ -116,6 +116,11 @@ def formula_html(formula: str) -> Markup:
         text = re.sub(rf"\b{name}\b", letter, text)
     text = re.sub(r"\^([\w.−-]+)", r"<sup>\1</sup>", text)
     return Markup(re.sub(r"\b([A-Za-z])\b(?![^<]*>)", r"<i>\1</i>", text))
+
+
+def _tied(text: str) -> str:
+    """The text with units kept on the line of their number."""
+    return text.replace(" %", "\u00a0%").replace(" px", "\u00a0px")
 
 
 def _facts(runs: pd.DataFrame, curves: Sequence[Curve], target: TargetName) -> list[tuple[str, str]]:
@@ -173,7 +178,7 @@ def _in_words(curve: Curve, target: TargetName) -> dict[str, Any]:
         "label": curve.label,
         "verdict": verdict(fit),
         "formula": formula_html(formula),
-        "sentence": sentence[:1].upper() + sentence[1:],
+        "sentence": _tied(sentence[:1].upper() + sentence[1:]),
         "checks": [(check.code, check.state, check.message) for check in fit.checks],
         "summary": _count_states([check.state for check in fit.checks]),
     }

@@ -254,11 +254,25 @@ def runs_table(runs: pd.DataFrame) -> tuple[Table, list[tuple[str, str]]]:
         else:
             shown.append(name)
     rows = []
-    for record in runs.to_dict("records"):
+    for record in _in_order(runs).to_dict("records"):
         cells = [Cell(RUN_COLUMNS[name][1](record[name]), look=_run_look(name, record[name])) for name in shown]
         rows.append(tuple(cells))
     headings = tuple((RUN_COLUMNS[name][0], "number" if name in NUMBER_COLUMNS else "") for name in shown)
     return Table(headings, tuple(rows)), same
+
+
+def _in_order(runs: pd.DataFrame) -> pd.DataFrame:
+    """Curve by curve as they appear, from the coarsest patch to the finest, by seed."""
+    keys = pd.DataFrame(index=runs.index)
+    for name in ("study", "task", "dataset", "panel", "model", "head", "img_size"):
+        if name in runs:
+            keys[name] = pd.factorize(runs[name].map(plain))[0]
+    for name, sign in (("patch_size", -1), ("seed", 1)):
+        if name in runs:
+            keys[name] = sign * pd.to_numeric(runs[name], errors="coerce").astype(float)
+    if keys.columns.empty:
+        return runs
+    return runs.iloc[keys.reset_index(drop=True).sort_values(list(keys.columns), kind="stable").index]
 
 
 def _run_look(name: str, value: Any) -> str:
