@@ -178,8 +178,10 @@ def _next_sentence(laws: "Sequence[tuple[Curve, Fit]]", target: TargetName, quan
     low, high = 100 * min(-step for step in steps), 100 * max(-step for step in steps)
     unit = "%" if target == "loss" else "points"
     decimals = 1 if target == "loss" else 2
-    gain = f"{low:.{decimals}f} to {high:.{decimals}f} {unit}"
-    return [f"The next finer patch, which no run has tried, is predicted to take {gain} off the {quantity}, by curve."]
+    ends = list(dict.fromkeys(f"{end:.{decimals}f}" for end in (low, high)))
+    where = "by curve" if len(steps) > 1 else "on the one curve that can be cut finer"
+    gain = f"{' to '.join(ends)} {unit}"
+    return [f"The next finer patch, which no run has tried, is predicted to take {gain} off the {quantity}, {where}."]
 
 
 def predicted_step(curve: Curve, fit: "Fit", target: TargetName) -> Step | None:

@@ -65,7 +65,7 @@ RUN_COLUMNS: dict[str, tuple[str, Any]] = {
     "status": ("status", plain),
     "test_loss": ("test loss", words.number),
     "metric": ("metric", lambda value: words.percent(value, 2)),
-    "metric_name": ("metric", plain),
+    "metric_name": ("metric name", plain),
     "train_loss": ("train loss", words.number),
     "val_loss": ("val. loss", words.number),
     "params_total": ("parameters", words.integer),
