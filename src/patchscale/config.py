@@ -6,6 +6,7 @@ mistakes are reported together.
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
@@ -23,6 +24,8 @@ from patchscale.shapes import image_height_width
 _STRICT = ConfigDict(extra="forbid")
 
 FOLDER_DATASETS = ("image_folder", "mask_folder")
+SCENES_PER_SPLIT: dict[Literal["train", "val", "test"], int] = {"train": 4096, "val": 512, "test": 1024}
+"""Scenes composed for a split unless the config says how many."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
@@ -128,6 +131,14 @@ class TrainingConfig:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of training.epochs and training.steps")
         return self
+
+    def num_steps(self, num_images: int) -> int:
+        """Optimizer steps over `num_images` training images: `steps`, or the epochs in full batches, rounded up."""
+        if self.steps is not None:
+            return self.steps
+        assert self.epochs is not None
+        # Rounded first: 0.1 epochs of 320 images are 32.00000000000001 in binary.
+        return max(1, math.ceil(round(self.epochs * num_images / self.batch_size, 6)))
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

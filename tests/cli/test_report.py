@@ -1,34 +1,14 @@
 """`patchscale report`, from the command line to the file."""
 
 import json
-import sys
 
 import pandas as pd
 import pytest
 
-from patchscale.cli.app import main
 from patchscale.config import build_config
 from patchscale.runs.record import RunDirectory
 
 SIZES = (16, 8, 4, 2, 1)
-
-
-@pytest.fixture
-def call(capsys, monkeypatch, tmp_path):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["patchscale", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from patchscale.cli.app import main
 from patchscale.runs.record import RunDirectory
 
 STUDY = """
@@ -29,23 +28,6 @@ grid:
 def _study_in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("study.yaml").write_text(STUDY)
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    """Run the command in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["patchscale", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def test_a_dry_run_prints_the_whole_table_and_writes_nothing(call):

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patchscale.cli.app import main
 from patchscale.config import RunConfig
 from patchscale.recipes import RECIPES
 from patchscale.runs.record import RunDirectory
@@ -19,24 +18,6 @@ TINY = shlex.split(
     "train --model vit_test --patch-size 8 --img-size 16 --steps 4 data.train_images=40 data.val_images=8 "
     "data.test_images=8 training.batch_size=8 execution.device=cpu"
 )
-
-
-@pytest.fixture
-def call(tmp_path, monkeypatch, capsys):
-    """Run the command in an empty folder; returns exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["patchscale", *arguments])
-        try:
-            main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return code, out, err
-
-    return run
 
 
 def the_run():

@@ -1,13 +1,10 @@
 """What users get wrong: every mistake ends in one clear line and exit code 2, never a traceback, nothing lost."""
 
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-
-from patchscale.cli.app import main
 
 TRAIN = [
     "train",
@@ -24,22 +21,6 @@ TRAIN = [
 ]
 FOLDER = [*TRAIN, "data.name=image_folder", "data.root=photos"]
 MASKS = [*TRAIN, "task=segmentation", "data.name=mask_folder", "data.num_classes=3", "data.root=scenes"]
-
-
-def call(arguments: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
-    """Run the command in this process; returns the exit code and what it said on stderr."""
-    monkeypatch.setattr(sys, "argv", ["patchscale", *arguments])
-    try:
-        main()
-        code = 0
-    except SystemExit as stop:
-        code = int(stop.code or 0)
-    return code, capsys.readouterr().err
-
-
-@pytest.fixture(autouse=True)
-def _work_in_an_empty_folder(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
 
 
 def write_image(path: str, size: tuple[int, int] = (16, 16), value: int = 100) -> None:
@@ -155,11 +136,11 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("name", MISTAKES)
-def test_a_mistake_is_one_clear_line(name, capsys, monkeypatch):
+def test_a_mistake_is_one_clear_line(name, call):
     arguments, words, prepare = MISTAKES[name]
     if prepare:
         prepare()
-    code, said = call(arguments, capsys, monkeypatch)
+    code, _, said = call(*arguments)
     assert code == 2, said
     assert "Traceback" not in said
     for word in words:
@@ -197,9 +178,9 @@ def wrong_mask_size() -> None:
     ],
     ids=["corrupt image", "label out of range", "mask of another size"],
 )
-def test_a_fault_in_the_data_names_the_file(arguments, prepare, words, capsys, monkeypatch):
+def test_a_fault_in_the_data_names_the_file(arguments, prepare, words, call):
     prepare()
-    code, said = call(arguments, capsys, monkeypatch)
+    code, _, said = call(*arguments)
     assert code in (1, 2), said
     assert "Traceback" not in said
     errors = [line for line in said.splitlines() if line.startswith("error: ")]

@@ -2,11 +2,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from patchscale.config import TrainingConfig, build_config
-from patchscale.costs.workload import SCENE_TRAIN_IMAGES, workload
-from patchscale.data.datasets import SCENES_PER_SPLIT, load_splits
+from patchscale.config import build_config
+from patchscale.costs.workload import workload
+from patchscale.data.datasets import load_splits
 from patchscale.data.named import DEBIAN_FASHION_MNIST
-from patchscale.training.batches import number_of_steps
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation"])
@@ -14,7 +13,7 @@ def test_scenes_are_as_many_as_the_data_set_makes(task):
     config = build_config({"task": task, "model": {"img_size": 32}})
     splits = load_splits(config)
     found = workload(config)
-    assert found.train_images == len(splits.train) == SCENE_TRAIN_IMAGES == SCENES_PER_SPLIT["train"]
+    assert found.train_images == len(splits.train)
     assert found.num_classes == splits.num_classes
 
 
@@ -41,11 +40,3 @@ def test_a_folder_is_counted(tmp_path):
     found = workload(config)
     assert found.train_images == len(load_splits(config).train)
     assert found.num_classes == 2
-
-
-@pytest.mark.parametrize("duration", [{"epochs": 0.1}, {"epochs": 3}, {"steps": 7}, {"epochs": 0.001}])
-@pytest.mark.parametrize("batch_size", [1, 7, 32])
-def test_steps_are_those_of_the_training_loop(duration, batch_size):
-    config = build_config({"training": {**duration, "batch_size": batch_size}, "data": {"train_images": 320}})
-    steps = number_of_steps(TrainingConfig(**duration, batch_size=batch_size), 320)
-    assert workload(config).images_seen == steps * batch_size

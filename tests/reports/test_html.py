@@ -215,7 +215,7 @@ def test_many_laws_are_summed_up():
         {
             "model": f"model {model}",
             "patch_size": patch,
-            "test_loss": 0.5 + 0.1 * model + 0.02 * patch ** (0.8 + model / 9),
+            "test_loss": 0.5 + 0.02 * (1 + model) * patch ** (0.8 + model / 9),
         }
         for model in range(4)
         for patch in (16, 8, 4, 2)

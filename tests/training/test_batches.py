@@ -6,7 +6,7 @@ from torch.utils.data import Dataset
 
 from patchscale.config import TrainingConfig
 from patchscale.errors import RunFailed, UserError
-from patchscale.training.batches import PlainOrder, TrainingOrder, load_batches, number_of_steps
+from patchscale.training.batches import PlainOrder, TrainingOrder, load_batches
 
 CPU = torch.device("cpu")
 
@@ -92,4 +92,4 @@ def test_plain_order_covers_all_images_once():
     ],
 )
 def test_steps_are_epochs_rounded_up_to_full_batches(training, steps):
-    assert number_of_steps(training, 320) == steps
+    assert training.num_steps(320) == steps

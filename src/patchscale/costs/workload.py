@@ -1,11 +1,10 @@
 """How many images a run looks at, and how many classes they have, before it starts. No torch; no image is opened."""
 
-import math
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from patchscale.config import FOLDER_DATASETS, DataConfig, RunConfig
+from patchscale.config import FOLDER_DATASETS, SCENES_PER_SPLIT, DataConfig, RunConfig
 
 NAMED_SETS = {
     "fashion_mnist": (60_000, 10),
@@ -16,7 +15,6 @@ NAMED_SETS = {
 """Published training images (before validation is held out), and classes."""
 
 SCENE_CLASSES = 10
-SCENE_TRAIN_IMAGES = 4096
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +33,7 @@ def workload(config: RunConfig) -> Workload:
     published: int | None
     num_classes: int | None
     if data.name == "scenes":
-        published = SCENE_TRAIN_IMAGES
+        published = SCENES_PER_SPLIT["train"]
         num_classes = SCENE_CLASSES + (config.task == "segmentation")  # label maps have a background as well
     elif data.name in NAMED_SETS:
         images, num_classes = NAMED_SETS[data.name]
@@ -43,11 +41,7 @@ def workload(config: RunConfig) -> Workload:
     else:
         published, num_classes = _count_folder(data)
     train_images = data.train_images or published
-    steps = training.steps
-    if steps is None and train_images is not None:
-        assert training.epochs is not None
-        # As `patchscale.training.batches.number_of_steps`: full batches, rounded up.
-        steps = max(1, math.ceil(round(training.epochs * train_images / training.batch_size, 6)))
+    steps = training.num_steps(train_images) if train_images is not None else training.steps
     return Workload(
         num_classes=num_classes,
         train_images=train_images,

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from patchscale.config import RunConfig
+from patchscale.config import SCENES_PER_SPLIT, RunConfig
 from patchscale.data.folders import IGNORE_INDEX, FileList, divide, list_image_folder, list_mask_folder
 from patchscale.data.named import NAMED_DATASETS, data_root, load_named
-from patchscale.data.scenes import GARMENTS, SCENES_VERSION, SceneDataset, SceneSplit, pictures_fingerprint
+from patchscale.data.scenes import GARMENTS, SCENES_VERSION, SceneDataset, pictures_fingerprint
 from patchscale.data.sources import PairSource, PictureSource, PixelSource, SceneSource, Source
 from patchscale.data.splitting import class_counts, fingerprint, limit
 from patchscale.data.transforms import (
@@ -30,8 +30,6 @@ from patchscale.data.transforms import (
 )
 from patchscale.errors import UserError
 from patchscale.shapes import image_height_width
-
-SCENES_PER_SPLIT: dict[SceneSplit, int] = {"train": 4096, "val": 512, "test": 1024}
 
 
 class TrainSplit(Dataset[tuple[Tensor, Tensor]]):

@@ -179,7 +179,7 @@ def _next_sentence(laws: "Sequence[tuple[Curve, Fit]]", target: TargetName, quan
     unit = "%" if target == "loss" else "points"
     decimals = 1 if target == "loss" else 2
     ends = list(dict.fromkeys(f"{end:.{decimals}f}" for end in (low, high)))
-    where = "by curve" if len(steps) > 1 else "on the one curve that can be cut finer"
+    where = "depending on the curve" if len(ends) > 1 else "where one is left"
     gain = f"{' to '.join(ends)} {unit}"
     return [f"The next finer patch, which no run has tried, is predicted to take {gain} off the {quantity}, {where}."]
 

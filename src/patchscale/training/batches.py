@@ -18,21 +18,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from patchscale.config import TrainingConfig
 from patchscale.data.seeding import derive_seed
 from patchscale.errors import RunFailed, UserError
 
 Batch = tuple[Tensor, Tensor]
 """images [B, 3, H, W] and targets: classes [B], or label maps [B, H, W]."""
-
-
-def number_of_steps(training: TrainingConfig, num_images: int) -> int:
-    """Optimizer steps of a run: `training.steps`, or the epochs' images in full batches, rounded up."""
-    if training.steps is not None:
-        return training.steps
-    assert training.epochs is not None
-    # Rounded first: 0.1 epochs of 320 images are 32.00000000000001 in binary.
-    return max(1, math.ceil(round(training.epochs * num_images / training.batch_size, 6)))
 
 
 class Order(Protocol):

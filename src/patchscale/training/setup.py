@@ -15,7 +15,7 @@ from patchscale.costs.estimate import Cost, estimate_cost
 from patchscale.data.datasets import Splits, load_splits
 from patchscale.data.seeding import seeded
 from patchscale.tasks import Task, build_task
-from patchscale.training.batches import Batch, TrainingOrder, load_batches, number_of_steps
+from patchscale.training.batches import Batch, TrainingOrder, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
 from patchscale.training.device import autocast
 from patchscale.training.evaluate import evaluate
@@ -83,7 +83,7 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
             task=config.task,
             pos_embed=config.model.pos_embed,
         ),
-        steps=number_of_steps(training, len(splits.train)),
+        steps=training.num_steps(len(splits.train)),
         order=TrainingOrder(config.seed, len(splits.train), training.batch_size),
         mixup=_mixup(config, splits.num_classes),
         task=task,
