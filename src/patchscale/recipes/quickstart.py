@@ -9,6 +9,8 @@ def scenes_segmentation() -> RunConfig:
     """Decoder-free segmentation of composed scenes at 48 px: a small real task on which finer patches show their worth.
 
     Command: patchscale train --recipe scenes-segmentation [--patch-size 6]
+    Expected: test loss 0.549, mIoU 16.8% (seed 0, measured here on 2026-11-22); docs/log.md has the whole curve.
+    Cost: half a minute on one CPU core, 0.7 GB.
     """
     return RunConfig(
         recipe="scenes-segmentation",

@@ -25,7 +25,7 @@ from patchscale.runs.store import UNREADABLE
 from patchscale.sweeps.plan import NOT_RETRIED, PlannedRun
 from patchscale.sweeps.watch import SweepWatcher
 
-PRELOADED = ["patchscale.training.loop", "timm", "torchvision.transforms.v2"]
+PRELOADED = ["patchscale.training.loop", "patchscale.sweeps.executors.local", "timm", "torchvision.transforms.v2"]
 LOOK_EVERY_S = 0.25
 BUSY = 75
 """Exit code of a child that found its run held by another process (EX_TEMPFAIL)."""
