@@ -46,31 +46,38 @@ def quickstart(
             watcher.message("stopped; finished runs are kept, the same command goes on with the others")
             raise typer.Exit(stopped.exit_code) from None
     folder = runs_root / study.name
-    done = runs[runs["status"] == "done"]
-    fits = fit_curves(done)
+    fits = fit_curves(runs)
     report = write_report(runs, fits, folder / "report.html", title="How finely should the image be cut?")
-    _print_summary(done, fits, report, minutes=(time.perf_counter() - started) / 60)
-    if len(done) < len(runs):
-        print(f"{len(runs) - len(done)} of {len(runs)} runs did not finish; see `patchscale runs`", file=sys.stderr)
+    _print_summary(runs, fits, report, minutes=(time.perf_counter() - started) / 60)
+    unfinished = int((runs["status"] != "done").sum())
+    if unfinished:
+        print(f"{unfinished} of {len(runs)} runs did not finish; see `patchscale runs {folder}`", file=sys.stderr)
         raise typer.Exit(1)
 
 
-def _print_summary(done: "pd.DataFrame", fits: "FitList", report: Path, *, minutes: float) -> None:
+def _print_summary(runs: "pd.DataFrame", fits: "FitList", report: Path, *, minutes: float) -> None:
     """One screen in plain words."""
+    import textwrap
+
+    from patchscale.reports.answer import law_sentences, lede
+    from patchscale.reports.curves import collect_curves
+
+    done = runs[runs["status"] == "done"]
     models = list(dict.fromkeys(done["model"]))
-    print("\nTest loss (and mIoU) by patch size, finer cuts to the right:\n")
-    sizes = sorted(set(done["patch_size"]), reverse=True)
-    print("  patch, px        " + "".join(f"{size:>14.0f}" for size in sizes))
-    for model in models:
+    print("\nTest loss and mean IoU, from coarse to fine cuts:\n")
+    print("  patch  tokens" + "".join(f"   {model:<17}" for model in models))
+    for size, rows in sorted(done.groupby("patch_size"), reverse=True):
         cells = []
-        for size in sizes:
-            rows = done[(done["model"] == model) & (done["patch_size"] == size)]
-            text = f"{rows['test_loss'].mean():.3f} ({100 * rows['metric'].mean():.1f} %)" if len(rows) else "-"
-            cells.append(f"{text:>14}")
-        print(f"  {model:<17}" + "".join(cells))
-    print()
-    for fit in fits:
-        print(f"  {fit}\n")
-    for refused in fits.refused:
-        print(f"  not fitted: {refused.reason}\n")
-    print(f"{len(done)} runs in {minutes:.1f} min. The report, with curves and uncertainty:\n  {report.resolve()}")
+        for model in models:
+            of_model = rows[rows["model"] == model]
+            found = f"{of_model['test_loss'].mean():.3f}  {of_model['metric'].mean():6.1%}" if len(of_model) else "-"
+            cells.append(f"   {found:<17}")
+        print(f"  {size:>2.0f} px {rows['tokens'].iloc[0]:>7.0f}" + "".join(cells))
+    curves = collect_curves(runs, fits)
+    paragraphs = [" ".join(lede(curves, "loss"))]
+    paragraphs += [f"{label}: {sentence}" for label, sentence in law_sentences(curves, "loss")]
+    paragraphs += [f"not fitted: {refused.reason}" for refused in fits.refused]
+    for paragraph in paragraphs:
+        print("\n" + textwrap.fill(paragraph, width=90))
+    print(f"\n{len(done)} runs in {minutes:.1f} min. Curves, intervals and every run are in the report:")
+    print(f"  {report.resolve()}")
