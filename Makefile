@@ -6,11 +6,11 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 WORKERS ?= 2
 
-.PHONY: demo test test-slow test-gpu test-all check bench docs clean
+.PHONY: demo test test-slow test-gpu check bench docs clean
 .DEFAULT_GOAL := help
 
 help:
-	@echo "make demo       install, train at several patch sizes, fit the law, write a report (~8 min)"
+	@echo "make demo       install, train at several patch sizes, fit the law, write a report (~6 min)"
 	@echo "make test       install what tests need, run them"
 	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
 	@echo "make test-gpu   the checks that need a CUDA device"
@@ -32,17 +32,15 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/.train
 
-$(VENV)/.system: tools/install-system-packages
-	tools/install-system-packages
-	@mkdir -p $(VENV) && touch $@
-
 demo: $(VENV)/.train
 	$(BIN)/patchscale quickstart
 
-test: $(VENV)/.dev $(VENV)/.system
+test: $(VENV)/.dev
+	tools/install-system-packages
 	$(BIN)/pytest -n $(WORKERS)
 
-test-slow: $(VENV)/.dev $(VENV)/.system
+test-slow: $(VENV)/.dev
+	tools/install-system-packages
 	$(BIN)/pytest -m slow
 
 test-gpu: $(VENV)/.dev

@@ -24,6 +24,22 @@ def test_identity_ignores_how_and_where_but_not_what():
         assert build_config({}, [override]).identity != base.identity, override
 
 
+def test_settings_are_what_a_curve_holds_fixed():
+    base = build_config({"model": {"name": "vit_nano"}})
+    for override in ("seed=1", "model.patch_size=8", "model.img_size=64", "model.name=adventurer_nano"):
+        assert build_config({"model": {"name": "vit_nano"}}, [override]).settings == base.settings, override
+    for override in ("training.learning_rate=0.002", "training.batch_size=64", "data.augment=none"):
+        assert build_config({"model": {"name": "vit_nano"}}, [override]).settings != base.settings, override
+
+
+def test_what_has_no_effect_makes_no_new_run():
+    vit = {"model": {"name": "vit_nano", "img_size": 32, "patch_size": 8}}
+    for override in ("model.flip_schedule=none", "model.img_size=[32,32]", "data.val_fraction=0.2"):
+        assert build_config(vit, [override]).identity == build_config(vit).identity, override
+    adventurer = {"model": {"name": "adventurer_nano"}}
+    assert build_config(adventurer, ["model.flip_schedule=none"]).identity != build_config(adventurer).identity
+
+
 def test_the_folder_of_own_data_is_part_of_the_identity():
     first = build_config({"data": {"name": "image_folder", "root": "/a"}})
     second = build_config({"data": {"name": "image_folder", "root": "/b"}})

@@ -146,6 +146,28 @@ def test_dry_run_of_a_sweep(folder):
     assert plan["totals"]["flops_train_total"] > 0
 
 
+def test_dry_run_counts_a_folder_of_images(tmp_path):
+    from PIL import Image
+
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(20):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "photos" / name / f"{number}.png")
+    (tmp_path / "study.yaml").write_text(
+        "study: own\nbase: {data: {name: image_folder, root: photos}, model: {img_size: 32}}\n"
+        "grid: {patch_size: [8, 4]}\n"
+    )
+    planned = json.loads(patchscale("sweep", "study.yaml", "--dry-run", "--json", cwd=tmp_path))
+    assert all(run["flops_train_total"] > 0 for run in planned["runs"])
+
+
+def test_training_without_torch_says_what_to_install(folder):
+    for arguments in (["train", "--model", "vit_nano"], ["eval", "anything"]):
+        done = run_blocked("from patchscale.cli.app import main; main()", *arguments, cwd=folder)
+        assert done.returncode == 2
+        assert "pip install 'patchscale[train]'" in done.stderr
+
+
 def test_recipes_are_listed(folder):
     assert "fashion-mnist" in patchscale("train", "--list-recipes", cwd=folder)
 

@@ -12,16 +12,16 @@ from copy import deepcopy
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from patchscale.errors import UserError
-from patchscale.shapes import image_height_width
+from patchscale.shapes import SHAPES, image_height_width
 
-_STRICT = ConfigDict(extra="forbid")
+_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 FOLDER_DATASETS = ("image_folder", "mask_folder")
 SCENES_PER_SPLIT: dict[Literal["train", "val", "test"], int] = {"train": 4096, "val": 512, "test": 1024}
@@ -78,6 +78,9 @@ class DataConfig:
     """Use this many test images (scenes: default 1024)."""
     num_classes: int | None = Field(default=None, ge=2)
     """`mask_folder` only: number of classes of the label maps; 255 is ignored."""
+    eval_crop_ratio: float | None = Field(default=None, gt=0, le=1)
+    """`image_folder` only: the centre crop's share of the resized picture in evaluation. Default: 0.875 up to 224 px,
+    1 above, the same for every patch size. (The paper's code used 1 for patches below 16; see docs/data.md.)"""
     augment: Literal["none", "flip", "crop", "rand_augment", "three_augment"] = "flip"
     """Training augmentation; see `patchscale.data.transforms`."""
 
@@ -87,6 +90,8 @@ class DataConfig:
             raise ValueError(f"data set {self.name!r} needs data.root, the folder it is in")
         if self.name == "mask_folder" and self.num_classes is None:
             raise ValueError("data set 'mask_folder' needs data.num_classes, the number of classes in the masks")
+        if self.name != "mask_folder" and self.num_classes is not None:
+            raise ValueError(f"data set {self.name!r} knows its classes; data.num_classes is for 'mask_folder' only")
         return self
 
 
@@ -108,7 +113,7 @@ class TrainingConfig:
     """Share of all steps in which the learning rate rises linearly from `warmup_learning_rate`."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Not applied to one-dimensional parameters, position tables and the class token."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     clip_grad_norm: float | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast: parameters, optimizer state and scan states stay float32."""
@@ -123,7 +128,9 @@ class TrainingConfig:
     @model_validator(mode="before")
     @classmethod
     def _one_epoch_unless_told(cls, values: Any) -> Any:
-        given = values if isinstance(values, dict) else values.kwargs or {}
+        given = getattr(values, "kwargs", values) or {}
+        if not isinstance(given, dict):
+            raise ValueError(f"expected settings such as batch_size: 64 (got {given!r})")
         return given if {"epochs", "steps"} & set(given) else {**given, "epochs": 1.0}
 
     @model_validator(mode="after")
@@ -195,14 +202,36 @@ class RunConfig:
     def identity(self) -> str:
         """Ten hexadecimal digits: the hash of all that decides the outcome.
 
-        `execution` and `recipe` are left out, and so is the place where a named data set is kept.
+        Left out are `execution`, `recipe`, the place where a named data set is kept, and what has no effect here.
         """
-        decisive = self.to_dict()
-        del decisive["execution"], decisive["recipe"]
+        return _digest(self._decisive(), 10)
+
+    @property
+    def settings(self) -> str:
+        """Six hexadecimal digits: the hash of all that should be equal along a curve.
+
+        That is the identity without model name, patch size, image size and seed.
+        """
+        decisive = self._decisive()
+        for name in ("name", "patch_size", "img_size"):
+            del decisive["model"][name]
+        decisive["model"].pop("flip_schedule", None)
+        del decisive["seed"]
+        return _digest(decisive, 6)
+
+    def _decisive(self) -> dict[str, Any]:
+        """All that has a say in the outcome, each in one form only."""
+        values = self.to_dict()
+        del values["execution"], values["recipe"]
+        values["model"]["img_size"] = list(image_height_width(self.model.img_size))
+        shape = SHAPES.get(self.model.name)
+        if shape is not None and shape.architecture != "adventurer":
+            del values["model"]["flip_schedule"]
         if self.data.name not in FOLDER_DATASETS:
-            del decisive["data"]["root"]
-        text = json.dumps(decisive, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:10]
+            del values["data"]["root"]
+        if self.data.name == "scenes":
+            del values["data"]["val_fraction"]
+        return values
 
     @property
     def run_id(self) -> str:
@@ -319,6 +348,10 @@ def known_fields(path: Sequence[int | str]) -> list[str]:
 @cache
 def _run_config_adapter() -> TypeAdapter[RunConfig]:
     return TypeAdapter(RunConfig)
+
+
+def _digest(values: dict[str, Any], digits: int) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def _plain(value: Any) -> Any:

@@ -69,6 +69,11 @@ MISTAKES = {
     "config missing": (["train", "--config", "absent.yaml"], ["absent.yaml", "no such file"], None),
     "config broken": (["train", "--config", "c.yaml"], ["c.yaml", "YAML"], lambda: write("c.yaml", "a: [1")),
     "config not a mapping": (["train", "--config", "c.yaml"], ["c.yaml", "mapping"], lambda: write("c.yaml", "3")),
+    "a section that is a number": ([*TRAIN, "training=5"], ["training", "settings"], None),
+    "an endless training": ([*TRAIN, "training.epochs=.inf"], ["training.epochs", "finite"], None),
+    "beta above one": ([*TRAIN, "training.betas=[1.5,0.9]"], ["training.betas", "less than 1"], None),
+    "classes where they are known": ([*TRAIN, "data.num_classes=5"], ["data.num_classes", "mask_folder"], None),
+    "runs where a file is": ([*TRAIN, "--runs-root", "c.yaml"], ["c.yaml"], lambda: write("c.yaml", "seed: 0")),
     "config and recipe": (
         ["train", "--config", "c.yaml", "--recipe", "fashion-mnist"],
         ["--config", "--recipe"],
@@ -84,6 +89,11 @@ MISTAKES = {
         FOLDER,
         ["bird"],
         lambda: (write_folder_data(), write_image("photos/val/bird/0.png")),
+    ),
+    "a part by another name": (
+        FOLDER,
+        ["Validation", "rename it to val"],
+        lambda: (write_folder_data(), write_image("photos/Validation/cat/0.png")),
     ),
     "mask missing": (
         MASKS,
@@ -108,6 +118,16 @@ MISTAKES = {
         ["sweep", "s.yaml", "--dry-run"],
         ["patch_size=5"],
         lambda: write("s.yaml", STUDY.replace("[8, 4]", "[8, 5]")),
+    ),
+    "recipe that is a list": (
+        ["sweep", "s.yaml", "--dry-run"],
+        ["recipe"],
+        lambda: write("s.yaml", STUDY + "recipe: [1]\n"),
+    ),
+    "folder of a study missing": (
+        ["sweep", "s.yaml", "data.name=image_folder", "data.root=photos"],
+        ["photos", "no such folder"],
+        lambda: write("s.yaml", STUDY),
     ),
     "no workers": (["sweep", "s.yaml", "--workers", "0"], ["workers"], lambda: write("s.yaml", STUDY)),
     "fit of nothing": (["fit", "absent"], ["absent"], None),

@@ -69,15 +69,7 @@ def test_the_record_is_plain_and_says_what_was_done(splits_of, kind: str) -> Non
     assert record["eval_protocol"]
     assert record["normalisation"]["mean"] == [0.485, 0.456, 0.406]
     if kind == "image_folder":
-        assert (
-            record["class_counts"]
-            == {
-                "train": {"cat": 7, "dog": 5},
-                "val": {"cat": 2, "dog": 2},
-                "test": {"cat": 3, "dog": 1},
-            }
-            or sum(record["class_counts"]["train"].values()) == 12
-        )
+        assert sum(record["class_counts"]["train"].values()) == 12
         assert record["eval_crop_ratio"] == 0.875
 
 

@@ -123,7 +123,7 @@ def gone(root: Path) -> None:
         (no_train, r"there is test/ but no train/ in it; add the training images"),
         (no_classes, r"train: no class folders in it; expected .*train/<class>/<image>"),
         (one_class, r"train: only one class \('cat'\); classification needs two or more"),
-        (unknown_part, r"valid: not a part that is known; rename it to val"),
+        (unknown_part, r"valid: not the name of a part; rename it to val"),
         (same_folder_twice, r"are this same folder; test must not overlap train"),
         (gone, r"no such folder; data.root must name the folder of the data set"),
     ],
@@ -153,9 +153,7 @@ def test_damaged_pictures_are_named_when_they_are_read(tmp_path: Path, make_conf
     whole = (tmp_path / "test/cat/000.png").read_bytes()
     for content in (b"", b"not a picture", whole[: len(whole) // 2]):
         (tmp_path / "test/cat/000.png").write_bytes(content)
-        with pytest.raises(
-            UserError, match=r"test/cat/000.png: cannot be decoded as an image \(.+\); replace or remove"
-        ):
+        with pytest.raises(UserError, match=r"test/cat/000.png: cannot be decoded as an image \(.+\); replace it"):
             splits.test[0]
     (tmp_path / "test/cat/000.png").unlink()
     with pytest.raises(UserError, match=r"test/cat/000.png: cannot be decoded"):
@@ -335,3 +333,10 @@ def test_masks_without_a_picture_are_counted(tmp_path: Path, make_config: MakeCo
 def test_more_classes_than_a_label_map_can_hold(tmp_path: Path, make_config: MakeConfig) -> None:
     with pytest.raises(UserError, match=r"data.num_classes=300: at most 255, as label 255 is ignored"):
         load_splits(make_config(task="segmentation", name="mask_folder", root=str(tmp_path), num_classes=300))
+
+
+def test_hidden_folders_are_not_read(tmp_path: Path, make_config: MakeConfig) -> None:
+    write_classes(tmp_path, FOUR)
+    before = load_splits(make_config(name="image_folder", root=str(tmp_path))).record["fingerprint"]
+    write_classes(tmp_path / "cat", {".ipynb_checkpoints": 3})
+    assert load_splits(make_config(name="image_folder", root=str(tmp_path))).record["fingerprint"] == before

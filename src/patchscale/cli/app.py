@@ -9,7 +9,7 @@ from patchscale.errors import RunFailed, UserError
 
 app = typer.Typer(
     name="patchscale",
-    help="How finely should the image be cut? Train, measure, fit and plan at any patch size.",
+    help="How finely should the image be cut? Train, measure and fit at any patch size.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -34,11 +34,13 @@ def main() -> None:
         _fail(str(error), 2)
     except RunFailed as error:
         _fail(f"run failed ({error.kind}): {error}", 1)
-    except KeyboardInterrupt:
-        _fail("interrupted", 130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader of a pipe has gone, which is not a mistake
         sys.stderr.close()
         sys.exit(1)
+    except OSError as error:
+        _fail(f"{error.filename or 'a file'}: {error.strerror or error}; check the path, its rights and the disk", 2)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
 
 
 def _fail(message: str, code: int) -> None:

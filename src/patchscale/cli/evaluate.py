@@ -18,6 +18,10 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"--split {split!r}: choose val or test")
 
+    from patchscale.sweeps.runner import require_training_half
+
+    require_training_half()
+
     from patchscale.cli.output import print_json, print_table
     from patchscale.runs.record import RunDirectory
     from patchscale.training.device import resolve_device

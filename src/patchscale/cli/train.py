@@ -38,6 +38,9 @@ def train(
     if list_recipes:
         _print_recipes(json=json)
         return
+    from patchscale.sweeps.runner import require_training_half
+
+    require_training_half()
     flags = {
         "model.name": model,
         "model.patch_size": patch_size,

@@ -188,13 +188,12 @@ def _load_image_folder(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
                 f"{root}: no training image is left of class {class_names[label]!r}; add images, "
                 "lower data.val_fraction, or raise data.train_images"
             )
-    ratio = eval_crop_ratio(config.model.patch_size, img_size)
+    ratio = config.data.eval_crop_ratio or eval_crop_ratio(img_size)
     return _Parts(
         sources={split: PictureSource(of_split) for split, of_split in files.items()},
         class_names=class_names,
         transform=partial(PictureTransform, eval_ratio=ratio),
-        # One name for all patch sizes, as the paper compares them under this rule.
-        eval_protocol="centre crop, ratio by patch and image size",
+        eval_protocol=f"centre crop, ratio {ratio:g}",
         fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()}),
         class_counts={split: class_counts(of_split.labels.tolist(), class_names) for split, of_split in files.items()},
         record={"root": str(root), "split_rule": rule, "ignored_files": ignored, "eval_crop_ratio": ratio},

@@ -20,7 +20,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 IGNORE_INDEX = 255
 PARTS = ("train", "val", "test")
-_UNSUPPORTED_PARTS = ("valid", "validation", "dev")
+_MISNAMED_PARTS = {
+    "train": "train", "training": "train",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+"""Folder names that are meant as a part, in any case; taken for a class they would make nonsense."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +206,9 @@ def _open(path: Path) -> Image.Image:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     words = " ".join(str(error).split()) or type(error).__name__
-    return UserError(f"{path}: cannot be decoded as an image ({words}); replace or remove it")
+    return UserError(
+        f"{path}: cannot be decoded as an image ({words}); replace it (without it, it is another data set)"
+    )
 
 
 def _part_folders(root: Path, *, classes: bool = True) -> dict[str, Path]:
@@ -209,9 +216,10 @@ def _part_folders(root: Path, *, classes: bool = True) -> dict[str, Path]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; data.root must name the folder of the data set")
     folders = {part: root / part for part in PARTS if (root / part).is_dir()}
-    strange = [name for name in _UNSUPPORTED_PARTS if (root / name).is_dir()]
-    if folders and strange:
-        raise UserError(f"{root / strange[0]}: not a part that is known; rename it to val")
+    strange = [name for name in _subfolders(root) if name not in PARTS and name.lower() in _MISNAMED_PARTS]
+    if strange:
+        meant = _MISNAMED_PARTS[strange[0].lower()]
+        raise UserError(f"{root / strange[0]}: not the name of a part; rename it to {meant}")
     if folders and "train" not in folders:
         raise UserError(f"{root}: there is {next(iter(folders))}/ but no train/ in it; add the training images")
     if not folders and not classes:
@@ -229,7 +237,8 @@ def _subfolders(folder: Path) -> list[str]:
 def _list_pictures(folder: Path, root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[str], int]:
     """Pictures anywhere below a folder, relative to `root` and sorted, and the number of other files."""
     pictures, others = [], 0
-    for place, _, names in os.walk(folder, followlinks=True):
+    for place, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
         relative = Path(place).relative_to(root).as_posix()
         for name in names:
             if name.startswith("."):

@@ -7,7 +7,6 @@ from contextlib import contextmanager
 from hashlib import blake2b
 
 import numpy as np
-import torch
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -22,6 +21,8 @@ def seeded(*parts: int | str) -> Iterator[None]:
 
     torch's generator of the current CUDA device is included once CUDA is in use (never in a forked loader process).
     """
+    import torch  # here, because listing a folder needs derive_seed and no torch
+
     seed = derive_seed(*parts)
     with_cuda = torch.cuda.is_initialized()
     # The libraries that augment draw from NumPy's legacy global generator, so that is the one to seed.

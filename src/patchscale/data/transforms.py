@@ -49,13 +49,12 @@ def to_tensor(pixels: Pixels) -> Tensor:
     return torch.from_numpy(pixels).permute(2, 0, 1).sub(_MEAN).div_(_STD).contiguous()
 
 
-def eval_crop_ratio(patch_size: int, img_size: tuple[int, int]) -> float:
-    """Centre crop's side as a part of the resized picture's, as the paper's released code evaluates.
+def eval_crop_ratio(img_size: tuple[int, int]) -> float:
+    """Centre crop's side as a part of the resized picture's: 0.875 up to 224 px, else 1.
 
-    0.875 up to 64 px, and for patches of 16 px or more up to 224 px; else 1.
+    The same for every patch size, so that a curve shows the patch and not the crop.
     """
-    side = max(img_size)
-    return 0.875 if side <= 64 or (patch_size >= 16 and side <= 224) else 1.0
+    return 0.875 if max(img_size) <= 224 else 1.0
 
 
 def cover(picture: Image.Image, height: int, width: int, resample: Image.Resampling) -> Image.Image:

@@ -13,6 +13,7 @@ from patchscale.laws.forms import Law
 
 CURVE_COLUMNS = (
     "study", "task", "dataset", "panel", "model", "head", "img_size", "recipe", "eval_protocol", "pos_embed",
+    "settings",
 )  # fmt: skip
 """Columns that tell curves apart, when they are present and vary; `metric_name` too when the target is the error."""
 

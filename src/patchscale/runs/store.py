@@ -58,6 +58,7 @@ RUN_COLUMNS = (
     "ssd_backend",
     "pos_embed",
     "recipe",
+    "settings",
     "eval_protocol",
     "versions",
 )
@@ -119,7 +120,7 @@ def _row(run: RunDirectory) -> dict[str, Any]:
     except UserError as error:
         return {**place, "status": UNREADABLE, "message": str(error)}
     state = status["state"]
-    if result is not None and state in ("queued", "interrupted"):
+    if result is not None and state != "running":
         state = "done"  # the process was killed between writing its result and saying so
     failure = {"failure_kind": status.get("kind"), "message": status.get("message")} if state != "done" else {}
     return {**known, **place, "status": state, **failure}
@@ -142,6 +143,7 @@ def _unfinished(config: RunConfig, run: RunDirectory, status: dict[str, Any]) ->
         "seed": config.seed,
         "pos_embed": model.pos_embed,
         "recipe": config.recipe,
+        "settings": config.settings,
     }
 
 

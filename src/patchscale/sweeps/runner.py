@@ -1,10 +1,12 @@
 """Carry out a study: plan it, skip what is finished, run the rest, and return the table."""
 
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchscale.config import FOLDER_DATASETS
 from patchscale.errors import UserError
 from patchscale.files import write_text
 from patchscale.runs.record import RunBusy, RunDirectory
@@ -45,6 +47,7 @@ def run_study(
     watcher.planned(planned, todo)
     if todo:
         require_training_half()
+        _refuse_missing_folders(todo)
         for item in todo:
             _prepare(item, study.name, runs_root)
         EXECUTORS[executor](todo, workers=workers, watcher=watcher, retry_failed=retry_failed)
@@ -63,6 +66,12 @@ def require_training_half() -> None:
     missing = [name for name in ("torch", "torchvision", "timm") if is_missing(name)]
     if missing:
         raise UserError(f"training needs {', '.join(missing)}: pip install 'patchscale[train]'")
+
+
+def _refuse_missing_folders(todo: Sequence[PlannedRun]) -> None:
+    for root in dict.fromkeys(item.config.data.root for item in todo if item.config.data.name in FOLDER_DATASETS):
+        if root is None or not Path(root).is_dir():
+            raise UserError(f"data.root={root}: no such folder; it must name the folder of the data set")
 
 
 def _prepare(item: PlannedRun, study: str, runs_root: Path) -> None:

@@ -129,7 +129,7 @@ def _recipe_values(name: Any, problems: list[str]) -> dict[str, Any]:
         return {}
     from patchscale.recipes import RECIPES
 
-    if name not in RECIPES:
+    if not isinstance(name, str) or name not in RECIPES:
         problems.append(f"recipe: {name!r} is not one of {', '.join(RECIPES)}{_hint(str(name), RECIPES)}")
         return {}
     return RECIPES[name]().to_dict()

@@ -8,7 +8,6 @@ from typing import Literal
 
 import torch
 
-from patchscale.config import ExecutionConfig
 from patchscale.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
@@ -38,7 +37,7 @@ def resolve_device(name: str) -> torch.device:
 
 
 @contextmanager
-def torch_settings(execution: ExecutionConfig, device: torch.device) -> Iterator[None]:
+def torch_settings(num_threads: int | None, device: torch.device) -> Iterator[None]:
     """Apply `num_threads`, and on a CPU ask for deterministic kernels; put everything back afterwards.
 
     With the same number of threads a run on a CPU repeats itself bit for bit. GPU kernels are left at their
@@ -48,8 +47,8 @@ def torch_settings(execution: ExecutionConfig, device: torch.device) -> Iterator
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     try:
-        if execution.num_threads is not None:
-            torch.set_num_threads(execution.num_threads)
+        if num_threads is not None:
+            torch.set_num_threads(num_threads)
         if device.type == "cpu":
             torch.use_deterministic_algorithms(True, warn_only=True)
         if device.type == "cuda":

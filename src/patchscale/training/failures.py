@@ -2,7 +2,7 @@
 
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import torch
 
@@ -35,15 +35,17 @@ def ending_recorded(run: RunDirectory, config: RunConfig, journal: Journal) -> I
     except Exception as error:
         failure = _as_failure(error, config)
         _record_failure(run, journal, failure.kind, str(failure))
-        journal.keep(traceback.format_exc())
+        with suppress(OSError):
+            journal.keep(traceback.format_exc())
         if failure is error:
             raise
         raise failure from error
 
 
 def _record_failure(run: RunDirectory, journal: Journal, kind: str, message: str) -> None:
-    run.write_status("failed", kind=kind, message=message)
-    journal.keep(f"failed ({kind}): {message}")
+    with suppress(OSError):  # a full disk must not hide the failure that it caused
+        run.write_status("failed", kind=kind, message=message)
+        journal.keep(f"failed ({kind}): {message}")
 
 
 def _as_failure(error: Exception, config: RunConfig) -> RunFailed:

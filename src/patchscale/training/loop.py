@@ -29,7 +29,7 @@ from patchscale.training.interrupt import Interrupted, StopSignals
 from patchscale.training.journal import Journal, Watcher, truncate_metrics
 from patchscale.training.optim import learning_rate_at
 from patchscale.training.setup import Setup, set_up
-from patchscale.training.summary import record_environment, result_row, weights_metadata
+from patchscale.training.summary import record_environment, result_row, threads_of_first_attempt, weights_metadata
 
 
 def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[str, Any]:
@@ -40,12 +40,13 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
     """
     config = run.config()
     device = resolve_device(config.execution.device)
+    num_threads = config.execution.num_threads or threads_of_first_attempt(run)
     journal = Journal(run, progress or Watcher())
     with (
         run.lock(),
         StopSignals() as signals,
         ending_recorded(run, config, journal),
-        torch_settings(config.execution, device),
+        torch_settings(num_threads, device),
     ):
         # In this order a kill at any point leaves a directory from which the next call reaches the same end.
         result = run.result()

@@ -58,6 +58,12 @@ def record_environment(run: RunDirectory, config: RunConfig, device: torch.devic
     )
 
 
+def threads_of_first_attempt(run: RunDirectory) -> int | None:
+    """CPU threads with which the run began, or None if it has not: sums depend on them in their last bits."""
+    attempts = (run.read_json("environment.json") or {}).get("attempts", [])
+    return attempts[0]["num_threads"] if attempts else None
+
+
 def _git_commit() -> str | None:
     """Commit of the package's own repository, with "+changes" if files differ; None if it is not in one."""
     here = Path(__file__)
@@ -153,6 +159,7 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
         "pos_embed": model.pos_embed,
         "weights": weights_kind(config),
         "recipe": config.recipe,
+        "settings": config.settings,
         "eval_protocol": task.eval_protocol,
         "versions": versions(),
     }

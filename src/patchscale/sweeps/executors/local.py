@@ -112,11 +112,13 @@ def settle(run: RunDirectory, exit_code: int, *, stopping: bool) -> tuple[str, s
     # Other exit codes mean that the last word in status.json is older than this process.
     if state == "done" or exit_code in LAST_WORDS.get(state, ()):
         return state, message
+    if run.result() is not None:
+        return "done", ""  # it was killed between writing its result and saying so
     if stopping or -exit_code in (signal.SIGTERM, signal.SIGINT):
         return "interrupted", "stopped before it could save; it goes on from its last checkpoint"
     kind, message = _cause_of_death(exit_code)
     message += f"; see {run.log_path}"
-    with suppress(RunBusy), run.lock():
+    with suppress(RunBusy, OSError), run.lock():
         run.write_status("failed", kind=kind, message=message)
     return "failed", message
 
