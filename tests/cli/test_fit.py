@@ -40,7 +40,7 @@ def curve_csv(tmp_path):
 def test_a_csv_gives_a_sentence_a_table_and_the_warnings(curve_csv):
     out = run("fit", str(curve_csv), "--predict", "2,1,0.5").stdout
     lines = out.splitlines()
-    assert lines[0].startswith("mine: halving the patch from 2 to 1 px is predicted to lower the test loss")
+    assert lines[0].startswith("mine: in the fitted law halving the patch from 2 to 1 px (both measured)")
     assert lines[1].split("\t") == ["patch_size", "measured", "predicted", "low", "high", "note"]
     assert [line.split("\t")[0] for line in lines[2:5]] == ["2", "1", "0.5"]
     assert lines[4].endswith("extrapolated")
@@ -60,7 +60,7 @@ def test_json_is_one_document_without_infinities(curve_csv):
 
 def test_curves_that_cannot_be_fitted_are_named_and_the_others_printed():
     result = run("fit", "published:patchification/imagenet", "--target", "error", "--where", "img_size=64")
-    assert "DeiT-Base, 64 px: halving" in result.stdout
+    assert "DeiT-Base, 64 px: in the fitted law halving" in result.stdout
     assert "not fitted: Adventurer-Tiny, 64 px: 1 distinct patch_size (1)" in result.stderr
     assert "not fitted" not in result.stdout
 
@@ -78,7 +78,7 @@ def test_a_study_folder_uses_finished_runs_and_says_what_it_left_out(tmp_path):
         record.write_status("done")
     result = run("fit", str(tmp_path))
     assert result.stdout.startswith("vit_test, 32 px: halving the patch from 2 to 1 px")
-    assert "(1 px was not measured)" in result.stdout
+    assert "1 px, outside the measured range," in result.stdout
     assert "1 of 5 rows are left out: status is failed, not done" in result.stderr
 
 

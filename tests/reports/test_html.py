@@ -41,7 +41,7 @@ def page(study):
 
 def test_the_answer_is_at_the_top(page):
     assert page.text.index("Finer patches helped at every step on 1 of 2 curves") < page.text.index("Read this first")
-    assert "adventurer_nano, 48 px : a patch of 2 px, which no run has tried, is predicted to lower" in page.text
+    assert "adventurer_nano, 48 px : at 2 px, outside the measured range, the law puts the test loss at" in page.text
     assert "This law is firm: every check passed." in page.text
 
 

@@ -62,22 +62,24 @@ def _print_summary(runs: "pd.DataFrame", fits: "FitList", report: Path, *, minut
     from patchscale.reports.answer import law_sentences, lede
     from patchscale.reports.curves import collect_curves
 
-    done = runs[runs["status"] == "done"]
-    models = list(dict.fromkeys(done["model"]))
-    print("\nTest loss and mean IoU, from coarse to fine cuts:\n")
-    print("  patch  tokens" + "".join(f"   {model:<17}" for model in models))
-    for size, rows in sorted(done.groupby("patch_size"), reverse=True):
-        cells = []
-        for model in models:
-            of_model = rows[rows["model"] == model]
-            found = f"{of_model['test_loss'].mean():.3f}  {of_model['metric'].mean():6.1%}" if len(of_model) else "-"
-            cells.append(f"   {found:<17}")
-        print(f"  {size:>2.0f} px {rows['tokens'].iloc[0]:>7.0f}" + "".join(cells))
     curves = collect_curves(runs, fits)
+    metric_name = ", ".join(sorted(set(runs["metric_name"].dropna()))) or "metric"
+    print(f"\nTest loss and {metric_name}, from coarse to fine cuts:\n")
+    print("  patch  tokens" + "".join(f"   {curve.label:<22}" for curve in curves))
+    sizes = sorted({size for curve in curves for size in curve.means("loss").index}, reverse=True)
+    for size in sizes:
+        cells, tokens = [], ""
+        for curve in curves:
+            rows = curve.runs[curve.runs["patch_size"] == size]
+            found = f"{rows['test_loss'].mean():.3f}  {rows['metric'].mean():6.1%}" if len(rows) else "-"
+            cells.append(f"   {found:<22}")
+            tokens = f"{rows['tokens'].iloc[0]:.0f}" if len(rows) else tokens
+        print(f"  {size:>2.0f} px {tokens:>7}" + "".join(cells))
     paragraphs = [" ".join(lede(curves, "loss"))]
     paragraphs += [f"{label}: {sentence}" for label, sentence in law_sentences(curves, "loss")]
     paragraphs += [f"not fitted: {refused.reason}" for refused in fits.refused]
     for paragraph in paragraphs:
         print("\n" + textwrap.fill(paragraph, width=90))
-    print(f"\n{len(done)} runs in {minutes:.1f} min. Curves, intervals and every run are in the report:")
+    done = int((runs["status"] == "done").sum())
+    print(f"\n{done} runs in {minutes:.1f} min. Curves, intervals and every run are in the report:")
     print(f"  {report.resolve()}")

@@ -158,12 +158,15 @@ class Fit:
         table = self.predict([large, small])
         before, after = table["predicted"]
         interval = f"[{self.show(table['low'][1])}, {self.show(table['high'][1])}]"
-        outside = f" ({small:g} px was not measured)" if table["extrapolated"][1] else ""
         change = f"halving the patch from {large:g} to" if large == 2 * small else f"going from a patch of {large:g} to"
+        course = f"from {self.show(before)} to {self.show(after)} {interval}"
+        if table["extrapolated"][1]:
+            says = f"{change} {small:g} px, outside the measured range, takes the {self.quantity} {course} by the law"
+        else:
+            says = f"in the fitted law {change} {small:g} px (both measured) takes the {self.quantity} {course}"
         floor, exponent = self.parameters["E"], self.parameters["alpha"]
         return (
-            f"{change} {small:g} px is predicted to lower the {self.quantity} from {self.show(before)} to "
-            f"{self.show(after)} {interval}{outside}; the floor E is {self.show(floor.value)} "
+            f"{says}; the floor E is {self.show(floor.value)} "
             f"[{self.show(floor.low)}, {self.show(floor.high)}], exponent alpha {exponent} "
             f"({len(self.rows)} points, {self.level:.0%} profile intervals)."
         )
@@ -174,7 +177,7 @@ class Fit:
         return (sizes[0], sizes[0] / 2) if sizes[0] % 2 == 0 else (sizes[1], sizes[0])
 
     def _caveats(self) -> str:
-        told = [self.check(code) for code in ("trend", "mixed", "weak-exponent", "at-bound", "lack-of-fit")]
+        told = [self.check(code) for code in ("trend", "mixed", "weak-exponent", "at-bound", "lack-of-fit", "holdout")]
         return "".join(
             f" {check.message[0].upper()}{check.message[1:]}." for check in told if check.state in ("warn", "fail")
         )

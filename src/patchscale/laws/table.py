@@ -13,11 +13,10 @@ from patchscale.laws.forms import Law
 
 CURVE_COLUMNS = (
     "study", "task", "dataset", "panel", "model", "head", "img_size", "recipe", "eval_protocol", "pos_embed",
-    "settings",
 )  # fmt: skip
 """Columns that tell curves apart, when they are present and vary; `metric_name` too when the target is the error."""
 
-HELD_FIXED = (*CURVE_COLUMNS[1:], "architecture", "epochs", "images_seen", "train_images", "test_images")
+HELD_FIXED = (*CURVE_COLUMNS[1:], "settings", "architecture", "epochs", "images_seen", "train_images", "test_images")
 """Columns that must not vary along one curve: a patch-size effect could be theirs. (Studies may be pooled.)"""
 
 

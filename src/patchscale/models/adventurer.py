@@ -13,9 +13,11 @@ A causal mixer lets a token see only what comes before it. Two cheap ideas repai
 
 Each block is x + mixer(norm(x)), then x + SwiGLU(norm(x)). The class token, last to be read, goes to the head. This
 file follows the released code (github.com/wangf3014/Patch_Scaling, commit fb8cce8): the names in the state dict, the
-numbers, and the initialisation it intends. Departures: rectangular images, fixed positions as an option, and the flip
-schedule as an argument. The paper's text says that every other block flips ("alternate"); its released code flips
-blocks 2 and 3 only, at any depth ("released"). No weight tells which one a checkpoint was trained with.
+numbers, and the initialisation it intends. Departures: rectangular images, fixed positions as an option, the flip
+schedule as an argument, and a patch embedding drawn with the LeCun deviation sqrt(1 / 3p^2), where the timm 0.4.12 that
+the release was pinned to draws 14 % more. The paper's text says that every other block flips ("alternate"); its
+released code flips blocks 2 and 3 only, at any depth ("released"). No weight tells which one a checkpoint was trained
+with.
 
 B batch   H, W image sides   p patch size   h, w = H/p, W/p   N = h*w patches   D embed_dim   L = N+2 tokens of a mixer
 E = expand*D width of a mixer   n d_state   M mlp_dim

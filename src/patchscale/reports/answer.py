@@ -19,8 +19,8 @@ MAX_SPELLED_OUT = 3
 """Laws that are told one by one at the top; more are summed up."""
 
 MEANINGS: dict[Word, str] = {
-    "firm": "every check passed",
-    "fair": "only checks of the evidence (seeds, sizes, search) warn; the numbers hold as far as they go",
+    "firm": "no check warned",
+    "fair": "checks warn of the evidence (seeds, sizes, parameters that trade off), none of what the law says",
     "weak": "the data hardly bound what the law says, or the law misses some of it; trust the intervals only",
     "unusable": "a check failed; do not use the numbers",
 }
@@ -92,7 +92,7 @@ def lede(curves: Sequence[Curve], target: TargetName) -> list[str]:
         if not any(len(curve.means(target)) for curve in curves):
             return [f"No finished run has a {quantity} yet, so there is nothing to compare."]
         return ["Every curve has runs at one patch size only, so there is nothing to compare yet."]
-    sentences = [_trend_sentence(compared, target, quantity)]
+    sentences = [_trend_sentence(compared, target, quantity), *_other_quantity_sentence(compared, target)]
     laws = [(curve, curve.fits[target]) for curve in curves if target in curve.fits]
     if not laws:
         return [*sentences, "No law could be fitted; the reasons are below."]
@@ -124,11 +124,16 @@ def _law_sentence(curve: Curve, fit: "Fit", target: TargetName) -> str:
         start = f"at {finest} px, the finest patch there is, the law puts the {quantity} at {show(value, target)}"
         return f"{start}; the floor at {bottom}. {sure}"
     row = fit.predict([float(step.small)]).iloc[0]
-    gain = change(step.before, step.after, target).lstrip("−+")  # a law never rises
     interval = f"[{show(row['low'], target)}, {show(row['high'], target)}]"
+    doubt = ""
+    if step.after >= step.before:
+        doubt = ", so no further gain is predicted"
+    elif row["high"] >= step.before:
+        doubt = ", which the interval includes, so a gain is likely but not certain"
     return (
-        f"a patch of {step.small} px, which no run has tried, is predicted to lower the {quantity} by {gain}, to "
-        f"{show(step.after, target)} {interval}; the floor is put at {bottom}. {sure}"
+        f"at {step.small} px, outside the measured range, the law puts the {quantity} at {show(step.after, target)} "
+        f"{interval}, against {show(step.before, target)} measured at {step.large} px{doubt}; the floor is put at "
+        f"{bottom}. {sure}"
     )
 
 
@@ -158,6 +163,19 @@ def _trend_sentence(curves: Sequence[Curve], target: TargetName, quantity: str) 
     )
 
 
+def _other_quantity_sentence(curves: Sequence[Curve], target: TargetName) -> list[str]:
+    """Where the quantity that is not fitted disagrees, if it does."""
+    other: TargetName = "error" if target == "loss" else "loss"
+    broken = [
+        f"{curve.label} at {listed([f'{small} px' for _, small in curve.rises(other)])}"
+        for curve in curves
+        if curve.rises(other)
+    ]
+    if not broken or len(broken) > MAX_SPELLED_OUT:
+        return [f"The {quantity_name(other, curves)} does not improve at every step."] if broken else []
+    return [f"The {quantity_name(other, curves)} got worse at a finer patch on {listed(broken)}."]
+
+
 def _laws_sentence(laws: "Sequence[tuple[Curve, Fit]]", count: int) -> str:
     words: list[Word] = [verdict(fit) for _, fit in laws]
     kinds = [f"{words.count(word)} {'is' if words.count(word) == 1 else 'are'} {word}" for word in MEANINGS]
@@ -169,7 +187,7 @@ def _laws_sentence(laws: "Sequence[tuple[Curve, Fit]]", count: int) -> str:
 def _next_sentence(laws: "Sequence[tuple[Curve, Fit]]", target: TargetName, quantity: str) -> list[str]:
     """What one more halving would buy, over the laws that can be used; nothing if none has a finer patch left."""
     steps = [
-        (step.after - step.before) / (step.before if target == "loss" else 1)
+        min(0.0, step.after - step.before) / (step.before if target == "loss" else 1)
         for curve, fit in laws
         if verdict(fit) != "unusable" and (step := predicted_step(curve, fit, target)) is not None
     ]
@@ -181,17 +199,20 @@ def _next_sentence(laws: "Sequence[tuple[Curve, Fit]]", target: TargetName, quan
     ends = list(dict.fromkeys(f"{end:.{decimals}f}" for end in (low, high)))
     where = "depending on the curve" if len(ends) > 1 else "where one is left"
     gain = f"{' to '.join(ends)} {unit}"
-    return [f"The next finer patch, which no run has tried, is predicted to take {gain} off the {quantity}, {where}."]
+    return [
+        f"The next finer patch, outside the measured range, is predicted to take {gain} off the {quantity}, {where}."
+    ]
 
 
 def predicted_step(curve: Curve, fit: "Fit", target: TargetName) -> Step | None:
-    """The law's own values at the finest measured patch and at the next finer one."""
+    """From the value measured at the finest patch to the law's at the next finer one."""
     finer = next_size(curve, target)
     if finer is None:
         return None
-    finest = int(curve.means(target).index[-1])
-    before, after = fit.predict([float(finest), float(finer)])["predicted"]
-    return Step(finest, finer, float(before), float(after))
+    means = curve.means(target)
+    return Step(
+        int(means.index[-1]), finer, float(means.iloc[-1]), float(fit.predict([float(finer)])["predicted"].iloc[0])
+    )
 
 
 def seeds_spread(curve: Curve, target: TargetName, patch_size: int) -> float:

@@ -55,10 +55,13 @@ class Curve:
 
 def finished(runs: pd.DataFrame) -> pd.DataFrame:
     """Rows with a usable patch size of runs that ended well; a table without `status` holds nothing else."""
-    done = runs["patch_size"].notna() if "patch_size" in runs else pd.Series(False, runs.index)
+    if "patch_size" not in runs:
+        return runs[:0]
+    sizes = pd.to_numeric(runs["patch_size"], errors="coerce")
+    done = sizes.between(0, float("inf"), inclusive="neither")
     if "status" in runs:
         done &= runs["status"].isna() | (runs["status"] == "done")
-    return runs[done]
+    return runs.assign(patch_size=sizes)[done]
 
 
 def target_values(runs: pd.DataFrame, target: TargetName) -> pd.Series:

@@ -39,6 +39,8 @@ def scientific(value: Any, digits: int = 2) -> str:
 
 def percent(fraction: Any, decimals: int = 1) -> str:
     """A fraction as per cent."""
+    if not missing(fraction) and math.isinf(float(fraction)):
+        return "∞" if float(fraction) > 0 else "−∞"
     return "–" if missing(fraction) else f"{100 * float(fraction):.{decimals}f} %".replace("-", "−")
 
 
