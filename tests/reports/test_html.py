@@ -42,7 +42,7 @@ def page(study):
 def test_the_answer_is_at_the_top(page):
     assert page.text.index("Finer patches helped at every step on 1 of 2 curves") < page.text.index("Read this first")
     assert "adventurer_nano, 48 px : at 2 px, outside the measured range, the law puts the test loss at" in page.text
-    assert "This law is firm: every check passed." in page.text
+    assert "This law is firm: no check warned." in page.text
 
 
 def test_the_size_that_breaks_the_trend_is_named(page):
@@ -279,3 +279,28 @@ def test_runs_are_listed_curve_by_curve_from_coarse_to_fine(study):
     assert patches[:18] == [str(size) for size in (24, 16, 12, 8, 6, 4) for _ in range(3)]
     assert len({row[0].text for row in table.rows[:18]}) == 1
     assert ("recipe", "scenes-segmentation") in same
+
+
+def test_a_metric_that_disagrees_with_the_loss_is_named():
+    runs = pd.DataFrame(
+        {
+            "model": "vit_nano",
+            "patch_size": [16, 8, 4, 2],
+            "test_loss": [1.0, 0.9, 0.8, 0.7],
+            "metric": [0.5, 0.6, 0.55, 0.7],
+            "metric_name": "top1",
+        }
+    )
+    said = " ".join(lede(collect_curves(runs), "loss"))
+    assert said.startswith("Finer patches helped at every step")
+    assert "The error (1 − top1) got worse at a finer patch on" in said
+    assert "at 4 px." in said
+
+
+def test_a_gain_within_the_interval_is_not_promised():
+    runs = pd.DataFrame(
+        {"model": "vit_nano", "patch_size": [24, 16, 12, 8, 6], "test_loss": [0.913, 0.674, 0.618, 0.549, 0.530]}
+    )
+    ((_, sentence),) = law_sentences(collect_curves(runs, fit_curves(runs)), "loss")
+    assert "against 0.5300 measured at 6 px" in sentence
+    assert "a gain is likely but not certain" in sentence or "no further gain is predicted" in sentence
