@@ -34,6 +34,7 @@ def count_on_meta(
     with torch.device("meta"):
         built = create_model(model, patch_size=patch_size, img_size=img_size, num_classes=0, pos_embed=pos_embed)
         images = torch.empty(1, 3, *image_height_width(img_size))
+    built.to("meta")  # timm 1.0.21 makes some buffers on the CPU whatever the default device
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         built.eval().forward_features(images)  # type: ignore[operator]
