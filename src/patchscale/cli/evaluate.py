@@ -18,7 +18,7 @@ def evaluate(
     if split not in ("val", "test"):
         raise UserError(f"--split {split!r}: choose val or test")
 
-    from patchscale.sweeps.runner import require_training_half
+    from patchscale.requirements import require_training_half
 
     require_training_half()
 

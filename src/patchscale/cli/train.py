@@ -38,7 +38,7 @@ def train(
     if list_recipes:
         _print_recipes(json=json)
         return
-    from patchscale.sweeps.runner import require_training_half
+    from patchscale.requirements import require_training_half
 
     require_training_half()
     flags = {

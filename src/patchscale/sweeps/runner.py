@@ -2,13 +2,13 @@
 
 from collections.abc import Sequence
 from contextlib import suppress
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchscale.config import FOLDER_DATASETS
 from patchscale.errors import UserError
 from patchscale.files import write_text
+from patchscale.requirements import require_training_half
 from patchscale.runs.record import RunBusy, RunDirectory
 from patchscale.runs.store import runs_table
 from patchscale.sweeps.executors import EXECUTORS
@@ -52,20 +52,6 @@ def run_study(
             _prepare(item, study.name, runs_root)
         EXECUTORS[executor](todo, workers=workers, watcher=watcher, retry_failed=retry_failed)
     return runs_table(item.run.path for item in planned)
-
-
-def require_training_half() -> None:
-    """Raise `UserError` if torch, torchvision or timm is missing; none of them is imported."""
-
-    def is_missing(name: str) -> bool:
-        try:
-            return find_spec(name) is None
-        except ImportError:
-            return True
-
-    missing = [name for name in ("torch", "torchvision", "timm") if is_missing(name)]
-    if missing:
-        raise UserError(f"training needs {', '.join(missing)}: pip install 'patchscale[train]'")
 
 
 def _refuse_missing_folders(todo: Sequence[PlannedRun]) -> None:

@@ -7,6 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from patchscale.config import ModelConfig
+from patchscale.models.registry import create_model
+
 
 class Meter(Protocol):
     """Loss and metric over a data set, exact whatever the batch size: sums in float64, counts in int64."""
@@ -39,6 +42,19 @@ class Task(nn.Module, ABC):
     @abstractmethod
     def new_meter(self) -> Meter:
         """An empty meter for one pass over a split."""
+
+
+def build_backbone(model: ModelConfig, *, num_classes: int) -> nn.Module:
+    """The configured model, freshly initialised; without a head for `num_classes=0`."""
+    return create_model(
+        model.name,
+        patch_size=model.patch_size,
+        img_size=model.img_size,
+        num_classes=num_classes,
+        pos_embed=model.pos_embed,
+        drop_path_rate=model.drop_path_rate,
+        flip_schedule=model.flip_schedule,
+    )
 
 
 def check_targets(targets: Tensor, num_classes: int, ignore_index: int | None = None) -> None:

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from patchscale.config import RunConfig
 from patchscale.data.datasets import Splits
-from patchscale.models.registry import create_model
-from patchscale.tasks.base import Task, check_targets, cross_entropy_sum
+from patchscale.tasks.base import Task, build_backbone, check_targets, cross_entropy_sum
 
 
 class ClassificationTask(Task):
@@ -69,16 +68,7 @@ class ClassificationMeter:
 
 def build_classification(config: RunConfig, splits: Splits) -> ClassificationTask:
     """The task of a run, its backbone freshly initialised."""
-    model = config.model
-    backbone = create_model(
-        model.name,
-        patch_size=model.patch_size,
-        img_size=model.img_size,
-        num_classes=splits.num_classes,
-        pos_embed=model.pos_embed,
-        drop_path_rate=model.drop_path_rate,
-        flip_schedule=model.flip_schedule,
-    )
+    backbone = build_backbone(config.model, num_classes=splits.num_classes)
     return ClassificationTask(
         backbone,
         splits.num_classes,

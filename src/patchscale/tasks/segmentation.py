@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from patchscale.config import RunConfig
 from patchscale.data.datasets import Splits
-from patchscale.models.registry import create_model
-from patchscale.tasks.base import Task, check_targets, cross_entropy_sum
+from patchscale.tasks.base import Task, build_backbone, check_targets, cross_entropy_sum
 
 
 class SegmentationTask(Task):
@@ -114,16 +113,7 @@ def _pixels(logits: Tensor) -> Tensor:
 
 def build_segmentation(config: RunConfig, splits: Splits) -> SegmentationTask:
     """The task of a run, backbone and head freshly initialised."""
-    model = config.model
-    backbone = create_model(
-        model.name,
-        patch_size=model.patch_size,
-        img_size=model.img_size,
-        num_classes=0,
-        pos_embed=model.pos_embed,
-        drop_path_rate=model.drop_path_rate,
-        flip_schedule=model.flip_schedule,
-    )
+    backbone = build_backbone(config.model, num_classes=0)
     return SegmentationTask(
         backbone,
         splits.num_classes,
