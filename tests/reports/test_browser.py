@@ -12,7 +12,7 @@ from patchscale.reports.html import write_report
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 OPTIONS = [
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
 ]  # fmt: skip
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; Debian package chromium")
@@ -47,8 +47,8 @@ def reports(tmp_path_factory, study, founding):
 
 
 @pytest.fixture
-def visit(browser, reports, tmp_path):
-    """Open a report; afterwards insist that nothing was asked for, logged or thrown. `tmp_path` keeps a picture."""
+def visit(browser, reports):
+    """Open a report; afterwards insist that nothing was asked for, logged or thrown."""
     contexts, requests, said = [], [], []
 
     def open_page(name, *, width=1200, dark=False):
@@ -62,7 +62,6 @@ def visit(browser, reports, tmp_path):
         page.on("pageerror", lambda error: said.append(str(error)))
         page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
         page.goto(reports[name].as_uri())
-        page.screenshot(path=tmp_path / f"{name}-{width}-{'dark' if dark else 'light'}.png", full_page=True)
         return page
 
     yield open_page
