@@ -15,6 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from patchscale.errors import UserError
+from patchscale.models.drop_path import own_drop_path
 from patchscale.models.patch_embed import patch_grid
 from patchscale.models.positions import sincos2d
 from patchscale.shapes import ViTShape
@@ -139,6 +140,7 @@ def _finish(
     pos_embed: PosEmbed,
 ) -> nn.Module:
     _zero_patch_bias(model)
+    own_drop_path(model)
     if pos_embed == "sincos2d":
         _fix_positions(model, name, grid)
     model.__class__ = _with_feature_map(type(model))  # type: ignore[arg-type]
