@@ -12,6 +12,9 @@ from patchscale.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
 
+# How torch's CPU, CUDA and MPS allocators say it where they have no exception of their own.
+_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
+
 
 def resolve_device(name: str) -> torch.device:
     """The device for `execution.device`; "auto" is cuda, else mps, else cpu.
@@ -78,6 +81,13 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return resident if sys.platform == "darwin" else resident * 1024  # macOS: bytes; Linux: KiB
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception of torch or Python means that memory ran out, on any device."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
 def device_name(device: torch.device) -> str:

@@ -4,16 +4,12 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-import torch
-
 from patchscale.config import RunConfig
 from patchscale.errors import RunFailed, UserError
 from patchscale.runs.record import RunDirectory
+from patchscale.training.device import is_out_of_memory
 from patchscale.training.interrupt import Interrupted
 from patchscale.training.journal import Journal
-
-# How torch's CPU, CUDA and MPS allocators say it where they have no exception of their own.
-_OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
 @contextmanager
@@ -51,19 +47,13 @@ def _record_failure(run: RunDirectory, journal: Journal, kind: str, message: str
 def _as_failure(error: Exception, config: RunConfig) -> RunFailed:
     if isinstance(error, RunFailed):
         return error
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         training = config.training
         advice = [f"lower training.batch_size (now {training.batch_size})", "use a larger model.patch_size"]
         if training.precision == "fp32":
             advice.append("set training.precision=bf16")
         return RunFailed("out_of_memory", f"out of memory; {', or '.join(advice)} ({_first_line(error)})")
     return RunFailed("crash", f"{type(error).__name__}: {_first_line(error)} (traceback in log.txt)")
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError | OSError) and any(words in str(error) for words in _OUT_OF_MEMORY_WORDS)
 
 
 def _first_line(error: Exception) -> str:

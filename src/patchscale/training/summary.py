@@ -1,34 +1,20 @@
 """What is written about a run: where it ran (environment.json) and what came out (result.json)."""
 
 import platform
-import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import torch
 
 from patchscale.config import RunConfig
 from patchscale.models.parameters import count_parameters
+from patchscale.provenance import git_commit, versions
 from patchscale.runs.record import RunDirectory
 from patchscale.shapes import image_height_width
 from patchscale.training.device import cpu_name, device_name, peak_memory_kind
 from patchscale.training.setup import Setup
-
-_PACKAGES = ("patchscale", "torchvision", "timm", "numpy")
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    found = {"python": platform.python_version(), "torch": str(torch.__version__)}  # torch with its build, as +cu132
-    for package in _PACKAGES:
-        try:
-            found[package] = version(package)
-        except PackageNotFoundError:
-            found[package] = "missing"
-    return found
 
 
 def record_environment(run: RunDirectory, config: RunConfig, device: torch.device, first_step: int) -> None:
@@ -50,7 +36,7 @@ def record_environment(run: RunDirectory, config: RunConfig, device: torch.devic
             "cuda": torch.version.cuda if device.type == "cuda" else None,
             "platform": platform.platform(),
             "cpu": cpu_name(),
-            "git_commit": _git_commit(),
+            "git_commit": git_commit(),
             "seed": config.seed,
             "argv": sys.argv,
             "attempts": [*earlier.get("attempts", []), attempt],
@@ -62,22 +48,6 @@ def threads_of_first_attempt(run: RunDirectory) -> int | None:
     """CPU threads with which the run began, or None if it has not: sums depend on them in their last bits."""
     attempts = (run.read_json("environment.json") or {}).get("attempts", [])
     return attempts[0]["num_threads"] if attempts else None
-
-
-def _git_commit() -> str | None:
-    """Commit of the package's own repository, with "+changes" if files differ; None if it is not in one."""
-    here = Path(__file__)
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(here.parent), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", here.name)  # installed inside somebody else's repository?
-        changed = git("status", "--porcelain", "--untracked-files=no")
-        return git("rev-parse", "HEAD") + ("+changes" if changed else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def weights_metadata(config: RunConfig) -> dict[str, Any]:
