@@ -12,6 +12,7 @@ from patchscale.costs.flops import scan_macs
 from patchscale.errors import UserError
 from patchscale.models.parameters import count_parameters
 from patchscale.models.registry import create_model
+from patchscale.models.ssd.chunked import CHUNK_SIZE
 from patchscale.shapes import SHAPES, image_height_width
 
 OWN_SHAPES = [name for name in SHAPES if not name.startswith("deit_")]  # DeiT is another name for the same shapes
@@ -83,10 +84,9 @@ def test_adventurer_flops_agree_with_torchs_count_at_the_published_chunk(name, p
 def test_the_count_changes_with_the_chunk_as_the_scans_formula_says():
     shape, tokens = SHAPES["adventurer_tiny"], 28 * 28
     model = build("adventurer_tiny", patch_size=8, img_size=224)
-    chunk_size = model.layers[0].mixer.chunk_size
-    assert chunk_size != shape.chunk_size
+    assert shape.chunk_size != CHUNK_SIZE
     cost = estimate_cost("adventurer_tiny", patch_size=8, img_size=224)
-    scan = scan_macs(tokens + 2, d_inner=shape.d_inner, d_state=shape.d_state, chunk_size=chunk_size)
+    scan = scan_macs(tokens + 2, d_inner=shape.d_inner, d_state=shape.d_state, chunk_size=CHUNK_SIZE)
     expected = cost.flops_forward - 2 * cost.macs["scan"] + 2 * shape.depth * scan
     assert counted_flops(model, 224, 224) == pytest.approx(expected, rel=2e-3)
 

@@ -245,7 +245,7 @@ def test_bfloat16_autocast_keeps_residuals_in_float32() -> None:
         ({"embed_dim": 10}, "multiple of 32: use 32$"),
         ({"patch_size": 3}, "patch_size=3 does not divide the 16x16 image; use patch_size one of 1, 2, 4, 8, or"),
         ({"flip_schedule": "sometimes"}, "'sometimes' is unknown; choose one of alternate, released, pairs, none"),
-        ({"ssd_backend": "triton"}, "ssd backend 'triton' is unknown; choose one of chunked, reference"),
+        ({"ssd_backend": "fast"}, "ssd_backend 'fast' is unknown; choose one of auto, triton, chunked, reference"),
     ],
 )
 def test_sizes_that_do_not_fit(options: dict[str, object], message: str) -> None:

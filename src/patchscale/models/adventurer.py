@@ -36,7 +36,8 @@ from torch.utils.checkpoint import checkpoint
 from patchscale.errors import UserError
 from patchscale.models.patch_embed import PatchEmbed
 from patchscale.models.positions import sincos2d
-from patchscale.models.ssd import DEFAULT_BACKEND, DEFAULT_CHUNK_SIZE, SSD_BACKENDS, ssd_scan
+from patchscale.models.ssd import AUTO, ssd_scan
+from patchscale.models.ssd.selection import check_backend_name
 from patchscale.shapes import AdventurerShape, image_height_width
 
 FlipSchedule = Literal["alternate", "released", "pairs", "none"]
@@ -72,8 +73,8 @@ class Adventurer(nn.Module):
         pos_embed: Literal["learned", "sincos2d"] = "learned",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
-        ssd_backend: str = DEFAULT_BACKEND,
-        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        ssd_backend: str = AUTO,
+        chunk_size: int | None = None,
     ) -> None:
         """Build from sizes; `mlp_dim` is int(2.5 * embed_dim) unless given, `drop_rate` acts on the embedded tokens.
 
@@ -172,6 +173,14 @@ class Adventurer(nn.Module):
         self.num_classes = num_classes
         self.head = _new_head(self.embed_dim, num_classes).to(self.cls_token)
 
+    def set_ssd_backend(self, name: str) -> None:
+        """Which implementation of the scan runs: "auto" or one of `SSD_BACKENDS`; else `UserError`."""
+        check_backend_name(name)
+        self.ssd_backend = name
+        for module in self.modules():
+            if isinstance(module, Mamba2Mixer):
+                module.ssd_backend = name
+
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Whether blocks are computed again in the backward pass instead of being remembered."""
         self.grad_checkpointing = enable
@@ -239,12 +248,11 @@ class Mamba2Mixer(nn.Module):
         headdim: int = 64,
         expand: int = 2,
         d_conv: int = 4,
-        ssd_backend: str = DEFAULT_BACKEND,
-        chunk_size: int = DEFAULT_CHUNK_SIZE,
+        ssd_backend: str = AUTO,
+        chunk_size: int | None = None,
     ) -> None:
         super().__init__()
-        if ssd_backend not in SSD_BACKENDS:
-            raise UserError(f"ssd backend {ssd_backend!r} is unknown; choose one of {', '.join(SSD_BACKENDS)}")
+        check_backend_name(ssd_backend)
         self.d_inner = expand * embed_dim
         self.d_state = d_state
         self.headdim = headdim
@@ -267,11 +275,13 @@ class Mamba2Mixer(nn.Module):
         x, B, C = F.silu(self._causal_conv(xBC)).split([self.d_inner, self.d_state, self.d_state], dim=-1)
         y = ssd_scan(
             x.unflatten(-1, (self.num_heads, self.headdim)),
-            F.softplus(_at_least_float32(dt) + self.dt_bias),
+            dt,
             -torch.exp(self.A_log),
             B.unsqueeze(2),
             C.unsqueeze(2),
             self.D,
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
             backend=self.ssd_backend,
             chunk_size=self.chunk_size,
         )

@@ -21,6 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+# Fastest forward and backward on CPU among 16 to 256 at 18 to 4,098 tokens (measured 2026-11-22, float32).
+CHUNK_SIZE = 64
 # Longer sequences go by in segments of this many chunks, and each segment is computed again in the backward pass.
 # Kept for the backward: the inputs and one state a segment. Working memory: that of one segment, whatever the length.
 CHUNKS_PER_SEGMENT = 16
@@ -34,7 +36,9 @@ def ssd_chunked(
     C: Tensor,
     D: Tensor | None,
     *,
-    chunk_size: int,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int | None,
     initial_state: Tensor | None,
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -42,10 +46,14 @@ def ssd_chunked(
 
     Decays and states are at least float32, also where `x`, `B` and `C` are bfloat16 and under autocast.
     """
-    chunk = chunk_length(x.shape[1], chunk_size)
+    chunk = chunk_length(x.shape[1], chunk_size or CHUNK_SIZE)
     with _without_autocast(x.device.type):
         wide = torch.promote_types(x.dtype, torch.float32)
         dt = dt.to(wide)
+        if dt_bias is not None:
+            dt = dt + dt_bias.to(wide)
+        if dt_softplus:
+            dt = F.softplus(dt)
         sequences = ((x * dt[..., None]).to(x.dtype), dt * A.to(wide), B.to(x.dtype), C.to(x.dtype))
 
         if x.shape[1] <= chunk * CHUNKS_PER_SEGMENT:

@@ -1,6 +1,7 @@
 """The scan as its definition, one token after another in float64: slow, and the truth that tests compare with."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -12,7 +13,9 @@ def ssd_reference(
     C: Tensor,
     D: Tensor | None,
     *,
-    chunk_size: int,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int | None,
     initial_state: Tensor | None,
     return_final_state: bool,
 ) -> tuple[Tensor, Tensor | None]:
@@ -23,6 +26,10 @@ def ssd_reference(
     batch, length, heads, headdim = x.shape
     heads_per_group = heads // B.shape[2]
     x64, dt, A = x.double(), dt.double(), A.double()
+    if dt_bias is not None:
+        dt = dt + dt_bias.double()
+    if dt_softplus:
+        dt = F.softplus(dt)
     B, C = (M.double().repeat_interleave(heads_per_group, dim=2) for M in (B, C))
     state = x64.new_zeros(batch, heads, headdim, B.shape[-1]) if initial_state is None else initial_state.double()
 
