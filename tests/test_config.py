@@ -1,4 +1,5 @@
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +19,17 @@ def test_yaml_round_trip_keeps_the_identity(tmp_path):
 
 def test_identity_ignores_how_and_where_but_not_what():
     base = build_config({})
-    same = build_config({}, ["execution.num_workers=4", "execution.device=cpu", "recipe=other", "data.root=/elsewhere"])
+    same = build_config(
+        {},
+        [
+            "execution.num_workers=4",
+            "execution.device=cpu",
+            "execution.micro_batch_size=2",
+            "execution.ssd_backend=reference",
+            "recipe=other",
+            "data.root=/elsewhere",
+        ],
+    )
     assert same.identity == base.identity
     for override in ("seed=1", "model.patch_size=8", "training.learning_rate=0.002", "data.split_seed=3"):
         assert build_config({}, [override]).identity != base.identity, override
@@ -90,6 +101,8 @@ def test_all_mistakes_are_reported_together_in_one_line():
         ("data.name=image_folder", "data.root"),
         ("training.epochs=null", "exactly one"),
         ("task=detection", "(got 'detection')"),
+        ("execution.micro_batch_size=0", "execution.micro_batch_size: give a number of images, at least 1, or auto"),
+        ("execution.activation_checkpointing=maybe", "'auto', 'on' or 'off'"),
     ],
 )
 def test_wrong_overrides_say_what_is_wrong(override, words):
@@ -125,6 +138,13 @@ def test_broken_files_are_named(tmp_path, text, words):
 
 def test_yaml_reads_1e_3_as_a_number():
     assert build_config({}, ["training.learning_rate=1e-3"]).training.learning_rate == 0.001
+
+
+def test_on_and_off_are_words_here_although_yaml_reads_them_as_booleans():
+    for word in ("on", "off"):
+        config = build_config({}, [f"execution.activation_checkpointing={word}"])
+        assert config.execution.activation_checkpointing == word
+        assert build_config(yaml.safe_load(config.to_yaml())) == config
 
 
 def test_default_config_is_valid():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 from pydantic.dataclasses import dataclass
 
 from patchscale.errors import UserError
@@ -148,6 +148,16 @@ class TrainingConfig:
         return max(1, math.ceil(round(self.epochs * num_images / self.batch_size, 6)))
 
 
+def _on_or_off(value: Any) -> Any:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value  # YAML reads on and off as booleans
+
+
+def _auto_or_images(value: Any) -> int | str:
+    if value == "auto" or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
+        return value
+    raise ValueError(f"give a number of images, at least 1, or auto (got {value!r})")
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ExecutionConfig:
     """How a run is carried out, never what it computes: not part of its identity."""
@@ -160,6 +170,16 @@ class ExecutionConfig:
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints; 0 saves at every step."""
     log_every_steps: int = Field(default=10, ge=1)
+    micro_batch_size: Annotated[int | Literal["auto"], PlainValidator(_auto_or_images)] = "auto"
+    """Images per forward and backward pass; their gradients add up to those of the batch. auto: as many as fit."""
+    activation_checkpointing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
+    """Keep only the input of each block and compute the block again in the backward pass. auto: if memory is short."""
+    memory_limit_gib: float | None = Field(default=None, gt=0)
+    """Memory that `auto` counts on; default: what is free when the run starts. Set it for runs that share a machine."""
+    ssd_backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
+    """Adventurer only: implementation of the scan; see `patchscale doctor`."""
+    compile: bool = False
+    """Compile the backbone with torch.compile; it takes a while at first, and results agree to rounding."""
 
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)

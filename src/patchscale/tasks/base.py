@@ -39,6 +39,13 @@ class Task(nn.Module, ABC):
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """`loss` (a scalar, with the recipe's smoothing) and `logits` for images [B, 3, H, W]."""
 
+    def loss_terms(self, targets: Tensor) -> Tensor:
+        """How many terms `loss` is the mean of: images, unless a task says otherwise. A scalar int64.
+
+        Parts of a batch are weighted by it, so that the gradients of the parts add up to those of the batch.
+        """
+        return torch.full((), len(targets), dtype=torch.int64, device=targets.device)
+
     @abstractmethod
     def new_meter(self) -> Meter:
         """An empty meter for one pass over a split."""
@@ -69,6 +76,11 @@ def check_targets(targets: Tensor, num_classes: int, ignore_index: int | None = 
         wrong &= targets != ignore_index
     if bool(wrong.any()):
         raise ValueError(f"target {int(targets[wrong][0])} with {num_classes} classes; expected 0 to {num_classes - 1}")
+
+
+def at_least_float32(logits: Tensor) -> Tensor:
+    """`logits` in the precision in which losses are computed: bfloat16 becomes float32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def cross_entropy_sum(logits: Tensor, targets: Tensor, ignore_index: int | None = None) -> Tensor:

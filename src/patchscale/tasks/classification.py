@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from patchscale.config import RunConfig
 from patchscale.data.datasets import Splits
-from patchscale.tasks.base import Task, build_backbone, check_targets, cross_entropy_sum
+from patchscale.tasks.base import Task, at_least_float32, build_backbone, check_targets, cross_entropy_sum
 
 
 class ClassificationTask(Task):
@@ -31,11 +31,12 @@ class ClassificationTask(Task):
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss (mean over images) and logits [B, K]."""
         logits: Tensor = self.backbone(images)
+        wide = at_least_float32(logits)
         if targets.is_floating_point():
-            loss = F.cross_entropy(logits.float(), targets.float())
+            loss = F.cross_entropy(wide, targets.to(wide.dtype))
         else:
             check_targets(targets, self.num_classes)
-            loss = F.cross_entropy(logits.float(), targets, label_smoothing=self.label_smoothing)
+            loss = F.cross_entropy(wide, targets, label_smoothing=self.label_smoothing)
         return {"loss": loss, "logits": logits}
 
     def new_meter(self) -> "ClassificationMeter":

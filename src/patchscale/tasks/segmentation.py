@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from patchscale.config import RunConfig
 from patchscale.data.datasets import Splits
-from patchscale.tasks.base import Task, build_backbone, check_targets, cross_entropy_sum
+from patchscale.tasks.base import Task, at_least_float32, build_backbone, check_targets, cross_entropy_sum
 
 
 class SegmentationTask(Task):
@@ -43,21 +43,27 @@ class SegmentationTask(Task):
         """Loss (mean over labelled pixels, 0 if there is none) and logits [B, K, H, W] for label maps [B, H, W]."""
         features: Tensor = self.backbone.forward_feature_map(images)  # type: ignore[operator]
         # float32 before enlarging, so that bf16 autocast does not round between pixels
-        logits = self.head(features.movedim(1, -1)).movedim(-1, 1).float()
+        logits = at_least_float32(self.head(features.movedim(1, -1)).movedim(-1, 1))
         if logits.shape[-2:] != targets.shape[-2:]:
             logits = F.interpolate(logits, size=targets.shape[-2:], mode="bilinear", align_corners=False)
         check_targets(targets, self.num_classes, self.ignore_index)
-        ignore_index = -100 if self.ignore_index is None else self.ignore_index
         # Pixels in a row: the two-dimensional loss has no deterministic CUDA kernel, this one has.
         loss_sum = F.cross_entropy(
             _pixels(logits),
             targets.flatten(),
-            ignore_index=ignore_index,
+            ignore_index=self._ignore_index,
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        labelled = (targets != ignore_index).sum()
-        return {"loss": loss_sum / labelled.clamp(min=1), "logits": logits}
+        return {"loss": loss_sum / self.loss_terms(targets), "logits": logits}
+
+    def loss_terms(self, targets: Tensor) -> Tensor:
+        """Labelled pixels, at least 1."""
+        return (targets != self._ignore_index).sum().clamp(min=1)
+
+    @property
+    def _ignore_index(self) -> int:
+        return -100 if self.ignore_index is None else self.ignore_index  # torch's own default, which no label has
 
     def new_meter(self) -> "SegmentationMeter":
         """An empty meter."""
