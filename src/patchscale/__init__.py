@@ -12,6 +12,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     "create_model": "patchscale.models.registry",
     "list_models": "patchscale.models.registry",
+    "load_checkpoint": "patchscale.models.checkpoints",
+    "load_model": "patchscale.models.checkpoints",
+    "save_model": "patchscale.models.checkpoints",
+    "convert": "patchscale.models.convert",
+    "ConversionReport": "patchscale.models.convert",
     "estimate_cost": "patchscale.costs.estimate",
     "load_runs": "patchscale.runs.store",
     "published": "patchscale.published_tables.tables",
@@ -28,6 +33,11 @@ if TYPE_CHECKING:
     from patchscale.errors import UserError as UserError
     from patchscale.laws.fit import fit_curves as fit_curves
     from patchscale.laws.fit import fit_law as fit_law
+    from patchscale.models.checkpoints import load_checkpoint as load_checkpoint
+    from patchscale.models.checkpoints import load_model as load_model
+    from patchscale.models.checkpoints import save_model as save_model
+    from patchscale.models.convert import ConversionReport as ConversionReport
+    from patchscale.models.convert import convert as convert
     from patchscale.models.registry import create_model as create_model
     from patchscale.models.registry import list_models as list_models
     from patchscale.published_tables.tables import published as published

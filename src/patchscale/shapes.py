@@ -5,6 +5,8 @@ Sizes are those of the paper's Table 7 (arXiv 2502.03738); `nano` is for demonst
 
 from dataclasses import dataclass
 
+from patchscale.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class ViTShape:
@@ -73,3 +75,17 @@ SHAPES |= {f"deit_{size}": SHAPES[f"vit_{size}"] for size in ("tiny", "small", "
 def image_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) in pixels of a square side or a pair."""
     return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+
+
+def format_img_size(img_size: int | tuple[int, int]) -> int | str:
+    """As records and headers have it: a number for a square, "HxW" for a rectangle."""
+    height, width = image_height_width(img_size)
+    return height if height == width else f"{height}x{width}"
+
+
+def parse_img_size(text: str, *, name: str = "img_size") -> int | tuple[int, int]:
+    """The inverse of `format_img_size`, from text; raises `UserError`, about `name`, for anything else."""
+    sides = text.lower().split("x")
+    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
+        raise UserError(f"{name} {text!r}: give pixels, one side (28) or height x width (28x56)")
+    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

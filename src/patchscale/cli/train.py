@@ -7,6 +7,7 @@ import typer
 
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
+from patchscale.shapes import parse_img_size
 
 if TYPE_CHECKING:
     from patchscale.runs.record import RunDirectory
@@ -44,7 +45,7 @@ def train(
     flags = {
         "model.name": model,
         "model.patch_size": patch_size,
-        "model.img_size": None if img_size is None else _parse_img_size(img_size),
+        "model.img_size": None if img_size is None else parse_img_size(img_size, name="--img-size"),
         "seed": seed,
         "training.epochs": epochs,
         "training.steps": steps,
@@ -173,13 +174,6 @@ def _summary(row: dict[str, Any], path: Path) -> str:
         f"{row['metric_name']} {100 * row['metric']:.2f}%, test loss {row['test_loss']:.4f} "
         f"after {row['epochs']:.3g} epochs in {row['wall_time_s']:.0f} s -> {path}"
     )
-
-
-def _parse_img_size(text: str) -> int | list[int]:
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise UserError(f"--img-size {text!r}: give pixels, one side (28) or height x width (28x56)")
-    return int(text) if len(sides) == 1 else [int(side) for side in sides]
 
 
 def _print_recipes(*, json: bool) -> None:

@@ -5,7 +5,7 @@
     forward_head(tokens) -> [B, num_classes]                  embed_dim, num_features: int
     forward_feature_map(images) -> [B, D, H/p, W/p]           pos_embed: parameter, buffer, or None
     reset_classifier(num_classes), get_classifier()           no_weight_decay() -> names
-    set_grad_checkpointing(enable)
+    set_grad_checkpointing(enable)                            model_name: what `create_model` was given
 
 timm's contract, plus the feature map and the sizes. `tests/models/test_contract.py` runs over all of them.
 """
@@ -62,12 +62,17 @@ def create_model(
         shape = SHAPES[name]
         if shape.architecture == "adventurer":
             options["flip_schedule"] = flip_schedule
-        return FAMILIES[shape.architecture](shape, **options)
+        return _named(name, FAMILIES[shape.architecture](shape, **options))
     if timm.is_model(name):
-        return create_timm_vit(name, **options)
+        return _named(name, create_timm_vit(name, **options))
     close = difflib.get_close_matches(name, list_models(), n=5, cutoff=0.5)
     hint = f"did you mean {', '.join(close)}?" if close else f"ours are {', '.join(SHAPES)}"
     raise UserError(f"model {name!r} is unknown; {hint} patchscale.list_models() lists all")
+
+
+def _named(name: str, model: nn.Module) -> nn.Module:
+    model.model_name = name  # type: ignore[assignment]
+    return model
 
 
 def list_models(pattern: str = "*") -> list[str]:

@@ -36,12 +36,43 @@ def resize_patch_embed(weight: Tensor, patch_size: int | tuple[int, int], *, met
     old = (weight.shape[-2], weight.shape[-1])
     if old == new:
         return weight
-    if method == "auto":
-        method = "area" if new[0] < old[0] or new[1] < old[1] else "bilinear"
-    resize = _resize_matrix(old, (new[0], new[1]), method).to(weight.device)
-    kernels = weight.detach().double().flatten(2)  # D c p*p
+    resize = _resize_matrix(old, (new[0], new[1]), resolve_method(method, old, new))
+    kernels = weight.detach().cpu().double().flatten(2)  # D c p*p; in float64, which not every device has
     resized = kernels @ torch.linalg.pinv(resize)  # (pinv(M^T) w)^T = w^T pinv(M)
-    return resized.unflatten(2, new).to(weight.dtype)
+    return resized.unflatten(2, new).to(weight)
+
+
+def resolve_method(method: ResizeMethod, old: tuple[int, ...], new: tuple[int, ...]) -> ResizeMethod:
+    """The method that "auto" stands for, between kernels of `old` and `new` height and width."""
+    if method != "auto":
+        return method
+    return "area" if new[0] < old[0] or new[1] < old[1] else "bilinear"
+
+
+def response_error(old: Tensor, new: Tensor, *, method: ResizeMethod = "auto") -> float:
+    """How far the kernels `new` [D, c, q, q] are from answering as `old` [D, c, p, p] did: 0 is perfect, 1 all is lost.
+
+    ||<new, Mx> - <old, x>|| / ||<old, x>|| over all D and 256 patches x of seeded noise with the 1/f amplitude spectrum
+    of natural images; M is the image resize of `method`. Growing by a resize of the same method gives 0.
+    """
+    sizes = (old.shape[2], old.shape[3]), (new.shape[2], new.shape[3])
+    patches = _natural_patches(256, old.shape[1], *sizes[0])
+    if sizes[0] == sizes[1]:
+        resized = patches
+    else:
+        resize = _resize_matrix(*sizes, resolve_method(method, *sizes))
+        resized = (patches.flatten(2) @ resize.T).unflatten(2, sizes[1])
+    before, after = (
+        images.flatten(1) @ kernels.detach().cpu().double().flatten(1).T
+        for images, kernels in ((patches, old), (resized, new))
+    )
+    return _ratio((after - before).norm(), before.norm(), both_zero=0.0)
+
+
+def constant_response(old: Tensor, new: Tensor) -> float:
+    """What share of `old`'s answer to patches of one colour is left in `new`'s: the least-squares factor, 1 is all."""
+    before, after = (kernels.detach().cpu().double().sum((2, 3)).flatten() for kernels in (old, new))
+    return _ratio(before @ after, before @ before, both_zero=1.0)
 
 
 def resize_pos_embed(
@@ -80,6 +111,20 @@ def resize_pos_embed(
     image = F.interpolate(image, size=tuple(grid), mode="bicubic", antialias=antialias, align_corners=False)
     resized = image.flatten(2).transpose(1, 2).to(pos_embed.dtype)
     return torch.cat([first, resized, last], dim=1)
+
+
+def _natural_patches(count: int, channels: int, height: int, width: int) -> Tensor:
+    """Seeded noise [count, channels, height, width] with amplitude 1/f, cut from images of twice the size; float64."""
+    generator = torch.Generator().manual_seed(0)
+    sides = 2 * height, 2 * width
+    white = torch.randn(count, channels, *sides, dtype=torch.float64, generator=generator)
+    rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in sides)
+    frequency = torch.hypot(rows[:, None], columns).clamp(min=1 / max(sides))  # the mean as the longest wave
+    return torch.fft.ifft2(torch.fft.fft2(white) / frequency).real[..., :height, :width]
+
+
+def _ratio(numerator: Tensor, denominator: Tensor, *, both_zero: float) -> float:
+    return both_zero if numerator == denominator == 0 else float(numerator / denominator)
 
 
 def _resize_matrix(old: tuple[int, int], new: tuple[int, int], method: str) -> Tensor:

@@ -4,7 +4,6 @@
 function of (seed, step). `checkpoint/model.safetensors` is written once, at the end.
 """
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import nn
 
 from patchscale.errors import UserError
 from patchscale.files import atomic_write
+from patchscale.models.weights import write_safetensors
 
 FORMAT = "patchscale-checkpoint-1"
 LAST = "last.pt"
@@ -136,13 +136,8 @@ def remove_leftovers(run_path: Path) -> None:
 
 
 def save_weights(path: Path, task: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write the task's weights (backbone and head) as safetensors, with `metadata` as JSON in the header.
-
-    One header entry, because safetensors writes several in random order: equal weights make equal files.
-    """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in task.state_dict().items()}
-    with atomic_write(path, "wb") as file:
-        file.write(safetensors.torch.save(tensors, metadata={"patchscale": json.dumps(metadata)}))
+    """Write the task's weights (backbone and head) as safetensors, with `metadata` in the header."""
+    write_safetensors(path, task.state_dict(), metadata)
 
 
 def load_weights(path: Path, task: nn.Module) -> None:

@@ -2,6 +2,7 @@
 
 import platform
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -12,12 +13,15 @@ from patchscale.config import RunConfig
 from patchscale.models.parameters import count_parameters
 from patchscale.provenance import git_commit, versions
 from patchscale.runs.record import RunDirectory
-from patchscale.shapes import image_height_width
+from patchscale.shapes import SHAPES, format_img_size
 from patchscale.training.device import cpu_name, device_name, peak_memory_kind
+from patchscale.training.memory import MemoryPlan
 from patchscale.training.setup import Setup
 
 
-def record_environment(run: RunDirectory, config: RunConfig, device: torch.device, first_step: int) -> None:
+def record_environment(
+    run: RunDirectory, config: RunConfig, device: torch.device, first_step: int, memory: MemoryPlan
+) -> None:
     """Write environment.json: this attempt in full, earlier ones (before a resume) in short."""
     earlier = run.read_json("environment.json") or {}
     attempt = {
@@ -27,6 +31,7 @@ def record_environment(run: RunDirectory, config: RunConfig, device: torch.devic
         "device": device.type,
         "device_name": device_name(device),
         "num_threads": torch.get_num_threads(),
+        "memory": asdict(memory),
     }
     run.write_json(
         "environment.json",
@@ -50,8 +55,16 @@ def threads_of_first_attempt(run: RunDirectory) -> int | None:
     return attempts[0]["num_threads"] if attempts else None
 
 
+def memory_of_last_attempt(run: RunDirectory, device: torch.device) -> dict[str, Any] | None:
+    """The plan with which the last attempt went on, or None if there is none on this kind of device."""
+    attempts = (run.read_json("environment.json") or {}).get("attempts", [])
+    return attempts[-1].get("memory") if attempts and attempts[-1]["device"] == device.type else None
+
+
 def weights_metadata(config: RunConfig) -> dict[str, Any]:
     """What the header of the final weights says: whose they are, and whether they are a moving average."""
+    shape = SHAPES.get(config.model.name)
+    is_adventurer = shape is not None and shape.architecture == "adventurer"
     return {
         "version": version("patchscale"),
         "run_id": config.run_id,
@@ -59,20 +72,15 @@ def weights_metadata(config: RunConfig) -> dict[str, Any]:
         "task": config.task,
         "model": config.model.name,
         "patch_size": config.model.patch_size,
-        "img_size": _img_size(config.model.img_size),
+        "img_size": format_img_size(config.model.img_size),
         "pos_embed": config.model.pos_embed,
+        **({"flip_schedule": config.model.flip_schedule} if is_adventurer else {}),
     }
 
 
 def weights_kind(config: RunConfig) -> str:
     """Which weights are evaluated and saved: "ema" (the moving average) or "raw"."""
     return "raw" if config.training.ema_decay is None else "ema"
-
-
-def _img_size(img_size: int | tuple[int, int]) -> int | str:
-    """A number for a square, "HxW" for a rectangle."""
-    height, width = image_height_width(img_size)
-    return height if height == width else f"{height}x{width}"
 
 
 def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
@@ -94,7 +102,7 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
         "dataset": config.data.name,
         "model": model.name,
         "architecture": task.backbone.architecture,
-        "img_size": _img_size(model.img_size),
+        "img_size": format_img_size(model.img_size),
         "patch_size": model.patch_size,
         "tokens": cost.tokens,
         "seed": config.seed,
