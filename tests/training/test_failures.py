@@ -73,7 +73,8 @@ def test_out_of_memory_comes_with_advice(make_run):
     assert process.exitcode == 7, run.status()
     status = run.status()
     assert (status["state"], status["kind"]) == ("failed", "out_of_memory")
-    assert "lower training.batch_size (now 256)" in status["message"]
+    assert "execution.activation_checkpointing=on" in status["message"]
+    assert "a smaller execution.micro_batch_size" in status["message"]
     assert "training.precision=bf16" in status["message"]
 
 

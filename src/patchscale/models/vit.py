@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import timm
 from timm.models.vision_transformer import VisionTransformer
+from timm.models.xcit import XCA
 from torch import Tensor, nn
 
 from patchscale.errors import UserError
@@ -34,6 +35,9 @@ TIMM_FAMILIES: dict[str, str] = {
     "cait": "CaiT: class token attends in two last blocks",
     "xcit": "XCiT: attention between channels; its patch embedding is a stack of convolutions",
 }
+# Families whose attention writes its score matrix: a learned bias for every pair of tokens is added to the scores, or
+# heads are mixed between softmax and values. Their memory grows with the square of the tokens.
+SCORE_FAMILIES = ("beit", "vision_transformer_relpos", "cait")
 # Families whose patch embedding exists for some patch sizes only.
 PATCH_SIZES: dict[str, tuple[int, ...]] = {"xcit": (8, 16)}
 
@@ -131,6 +135,11 @@ def timm_vit_names() -> frozenset[str]:
     return frozenset(timm.list_models(module=list(TIMM_FAMILIES)))
 
 
+def keeps_scores(name: str) -> bool:
+    """Whether the attention of a timm model writes its score matrix, tokens x tokens for every head."""
+    return name.partition(".")[0] in timm.list_models(module=list(SCORE_FAMILIES))
+
+
 def _finish(
     model: nn.Module,
     name: str,
@@ -140,6 +149,7 @@ def _finish(
     pos_embed: PosEmbed,
 ) -> nn.Module:
     _zero_patch_bias(model)
+    _fuse_attention(model)
     own_drop_path(model)
     if pos_embed == "sincos2d":
         _fix_positions(model, name, grid)
@@ -160,6 +170,16 @@ def _new_instance(timm_class: type[nn.Module]) -> nn.Module:
     """An empty model of the mixed class, for copy and pickle to fill: the class itself has no importable name."""
     mixed = _with_feature_map(timm_class)  # type: ignore[arg-type]
     return mixed.__new__(mixed)
+
+
+def _fuse_attention(model: nn.Module) -> None:
+    """Never write the score matrix where torch can do without, whatever TIMM_FUSED_ATTN says.
+
+    At 50,176 tokens it takes 10 GB a head. XCiT's scores are between channels, a small matrix, and stay timm's choice.
+    """
+    for module in model.modules():
+        if hasattr(module, "fused_attn") and not isinstance(module, XCA):
+            module.fused_attn = True  # type: ignore[assignment]
 
 
 def _zero_patch_bias(model: nn.Module) -> None:

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 
-def first_non_finite(task: nn.Module, images: Tensor, compute_loss: Callable[[], Tensor]) -> str:
-    """Name the first non-finite tensor of a step, in the order the step meets them.
+def first_non_finite(task: nn.Module, images: Tensor, compute_loss: Callable[[], Tensor]) -> str | None:
+    """Name the first non-finite tensor of a step, in the order the step meets them; None if all are finite.
 
     That order is: images, parameters, outputs of modules (innermost first), the loss, gradients from the loss
     back to the input. `compute_loss` repeats the forward pass with the same seed and unchanged parameters.
@@ -43,7 +43,7 @@ def first_non_finite(task: nn.Module, images: Tensor, compute_loss: Callable[[],
     for name, parameter in reversed(list(task.named_parameters())):
         if parameter.grad is not None and not _finite(parameter.grad):
             return f"{_kind(parameter.grad)} in the gradient of {name}"
-    return "none when the step is repeated; a norm overflowed, or the device does not repeat itself exactly"
+    return None
 
 
 def _finite(tensor: Tensor) -> bool:

@@ -48,9 +48,10 @@ def _as_failure(error: Exception, config: RunConfig) -> RunFailed:
     if isinstance(error, RunFailed):
         return error
     if is_out_of_memory(error):
-        training = config.training
-        advice = [f"lower training.batch_size (now {training.batch_size})", "use a larger model.patch_size"]
-        if training.precision == "fp32":
+        advice = ["give a smaller execution.micro_batch_size (results stay the same)", "use a larger model.patch_size"]
+        if config.execution.activation_checkpointing != "on":
+            advice.insert(0, "set execution.activation_checkpointing=on")
+        if config.training.precision == "fp32":
             advice.append("set training.precision=bf16")
         return RunFailed("out_of_memory", f"out of memory; {', or '.join(advice)} ({_first_line(error)})")
     return RunFailed("crash", f"{type(error).__name__}: {_first_line(error)} (traceback in log.txt)")

@@ -6,13 +6,16 @@ without any saved generator state; on a CPU it does so bit for bit.
 
 import math
 import time
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from patchscale.config import RunConfig
 from patchscale.errors import RunFailed, UserError
+from patchscale.models.drop_path import batch_rows
 from patchscale.runs.record import RunDirectory
 from patchscale.training.checkpoint import (
     LAST,
@@ -27,9 +30,16 @@ from patchscale.training.diagnose import first_non_finite
 from patchscale.training.failures import ending_recorded
 from patchscale.training.interrupt import Interrupted, StopSignals
 from patchscale.training.journal import Journal, Watcher, truncate_metrics
+from patchscale.training.memory import MemoryPlan, plan_memory
 from patchscale.training.optim import learning_rate_at
-from patchscale.training.setup import Setup, set_up
-from patchscale.training.summary import record_environment, result_row, threads_of_first_attempt, weights_metadata
+from patchscale.training.setup import Setup, micro_batches, set_up
+from patchscale.training.summary import (
+    memory_of_last_attempt,
+    record_environment,
+    result_row,
+    threads_of_first_attempt,
+    weights_metadata,
+)
 
 
 def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[str, Any]:
@@ -78,10 +88,14 @@ def _train(
     totals = state.totals
     earlier_time_s = totals.wall_time_s
     truncate_metrics(run.metrics_path, totals.step)
-    record_environment(run, config, device, first_step=totals.step)
+    before = memory_of_last_attempt(run, device) if resumed else None
+    plan = plan_memory(config, task.backbone, setup.splits.num_classes, device, before)
+    task.backbone.set_grad_checkpointing(plan.activation_checkpointing)  # type: ignore[operator]
+    record_environment(run, config, device, first_step=totals.step, memory=plan)
     run.write_json("data.json", setup.splits.record)
     run.write_status("running", step=totals.step, steps=steps)
     journal.say(f"{'resumed at' if resumed else 'starting at'} step {totals.step} of {steps} on {device.type}")
+    journal.say(str(plan))
 
     def measure() -> None:
         totals.wall_time_s = earlier_time_s + time.perf_counter() - started
@@ -94,14 +108,14 @@ def _train(
         learning_rate = learning_rate_at(step, steps, training)
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
-        loss = setup.loss(step, images, targets)
-        loss.backward()
+        images, targets = setup.mix(step, images, targets)
+        loss, plan = _backward(setup, step, images, targets, plan, journal)
         norm = clip_grad_norm_(task.parameters(), training.clip_grad_norm or math.inf)
 
         # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
         loss_value, grad_norm = torch.stack([loss.detach().float(), norm.float()]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
-            raise _non_finite(setup, step, loss_value, learning_rate)
+            raise _non_finite(setup, step, loss_value, learning_rate, plan.micro_batch_size)
 
         # Step.
         state.optimizer.step()
@@ -129,7 +143,7 @@ def _train(
 
         # Validate.
         if done in validation_steps:
-            totals.validation = setup.evaluate(setup.splits.val)
+            totals.validation = setup.evaluate(setup.splits.val, plan.micro_batch_size)
             _require_finite(totals.validation, "validation", done)
             measure()
             journal.row("val", done, epoch=epoch, wall_time_s=totals.wall_time_s, **totals.validation)
@@ -147,7 +161,7 @@ def _train(
         lap = time.perf_counter()
 
     # The test split is looked at once, after the last step.
-    test = setup.evaluate(setup.splits.test)
+    test = setup.evaluate(setup.splits.test, plan.micro_batch_size)
     _require_finite(test, "test", steps)
     measure()
     save_weights(run.checkpoint_dir / WEIGHTS, state.evaluated, weights_metadata(config))
@@ -155,10 +169,34 @@ def _train(
     return result_row(setup, test)
 
 
-def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float) -> RunFailed:
+def _backward(
+    setup: Setup, step: int, images: Tensor, targets: Tensor, plan: MemoryPlan, journal: Journal
+) -> tuple[Tensor, MemoryPlan]:
+    """The step's loss, its gradients in the parameters; in smaller parts from now on if memory runs out on the way."""
+    while True:
+        try:
+            return setup.backward(step, images, targets, plan.micro_batch_size), plan
+        except torch.OutOfMemoryError:
+            if not plan.may_shrink:
+                raise
+        # No weight has changed yet. Out of the handler, so that the error no longer holds on to the step's tensors.
+        setup.task.zero_grad()
+        if setup.device.type == "cuda":
+            torch.cuda.empty_cache()
+        plan = plan.halved()
+        journal.say(f"out of memory at step {step + 1}; repeated in parts of {plan.micro_batch_size} images")
+
+
+def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micro_batch_size: int) -> RunFailed:
     """Repeat the step to name the first bad tensor; the batch is fetched anew because mixing writes to it."""
     ((images, targets),) = setup.batches(range(step, step + 1), num_workers=0)
-    first = first_non_finite(setup.task, images, lambda: setup.loss(step, images, targets))
+    images, targets = setup.mix(step, images, targets)
+    first = None
+    for rows in micro_batches(len(images), micro_batch_size):
+        with batch_rows(rows.start, len(images)):
+            part = images[rows], targets[rows]
+            first = first or first_non_finite(setup.task, part[0], partial(setup.loss, step, *part))
+    first = first or "none when the step is repeated; a norm overflowed, or the device does not repeat itself exactly"
     what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
     return RunFailed(
         "non_finite",

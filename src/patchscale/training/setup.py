@@ -14,6 +14,7 @@ from patchscale.config import RunConfig
 from patchscale.costs.estimate import Cost, estimate_cost
 from patchscale.data.datasets import Splits, load_splits
 from patchscale.data.seeding import seeded
+from patchscale.models.drop_path import batch_rows
 from patchscale.tasks import Task, build_task
 from patchscale.training.batches import Batch, TrainingOrder, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
@@ -36,13 +37,34 @@ class Setup:
     task: Task
     state: TrainingState
 
+    def mix(self, step: int, images: Tensor, targets: Tensor) -> Batch:
+        """The batch after mixup or cutmix, which are drawn from (seed, step); writes to `images`."""
+        if self.mixup is None:
+            return images, targets
+        with seeded(self.config.seed, "step", step):
+            return self.mixup(images, targets)
+
     def loss(self, step: int, images: Tensor, targets: Tensor) -> Tensor:
-        """Training loss of `step`; drop path and mixing are drawn from (seed, step). May write to `images`."""
+        """Training loss of a mixed batch or a part of it; drop path is drawn from (seed, step)."""
         with seeded(self.config.seed, "step", step), autocast(self.device, self.config.training.precision):
-            if self.mixup is not None:
-                images, targets = self.mixup(images, targets)
             loss: Tensor = self.task(images, targets)["loss"]
             return loss
+
+    def backward(self, step: int, images: Tensor, targets: Tensor, micro_batch_size: int) -> Tensor:
+        """Add the gradients of the loss of a mixed batch, and return that loss.
+
+        A batch in parts gives the same to rounding: every part counts by its share of images or labelled pixels.
+        """
+        parts = micro_batches(len(images), micro_batch_size)
+        losses = []
+        for rows in parts:
+            with batch_rows(rows.start, len(images)):
+                loss = self.loss(step, images[rows], targets[rows])
+                if len(parts) > 1:
+                    loss = loss * (self.task.loss_terms(targets[rows]).to(loss) / self.task.loss_terms(targets))
+                loss.backward()
+            losses.append(loss.detach())
+        return torch.stack(losses).sum()
 
     def batches(self, steps: range, *, num_workers: int | None = None) -> Iterator[Batch]:
         """The training batches of `steps`, on the device."""
@@ -50,18 +72,24 @@ class Setup:
             num_workers = self.config.execution.num_workers
         return load_batches(self.splits.train, self.order, steps, num_workers=num_workers, device=self.device)
 
-    def evaluate(self, dataset: Dataset[Any]) -> dict[str, Any]:
+    def evaluate(self, dataset: Dataset[Any], batch_size: int) -> dict[str, Any]:
         """Loss and metric on a split, with the moving average of the weights if there is one."""
         task = self.state.evaluated
         assert isinstance(task, Task)
         return evaluate(
             task,
             dataset,
-            batch_size=self.config.training.batch_size,
+            batch_size=batch_size,
             device=self.device,
             precision=self.config.training.precision,
             num_workers=self.config.execution.num_workers,
         )
+
+
+def micro_batches(batch_size: int, micro_batch_size: int) -> list[slice]:
+    """The rows of each part of a batch; the last may be smaller."""
+    starts = range(0, batch_size, micro_batch_size)
+    return [slice(start, min(start + micro_batch_size, batch_size)) for start in starts]
 
 
 def set_up(config: RunConfig, device: torch.device) -> Setup:

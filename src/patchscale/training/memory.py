@@ -1,0 +1,189 @@
+"""How a training step is made to fit into memory, without changing what it computes.
+
+Three means, the cheapest first: the whole batch at once; with activation checkpointing, which computes every block a
+second time in the backward pass; and ever smaller micro-batches, whose gradients add up to those of the batch.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from patchscale.config import RunConfig
+from patchscale.costs.memory import TrainMemory, estimate_train_memory
+from patchscale.errors import UserError
+
+MEMORY_SHARE = 0.8
+"""Part of the free memory that an estimate may fill: estimates err, and others use the machine too."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryPlan:
+    """What was decided, and from which numbers."""
+
+    batch_size: int
+    micro_batch_size: int
+    activation_checkpointing: bool
+    estimated_bytes: int
+    available_bytes: int
+    splittable: bool
+    """Whether micro-batches are ours to choose."""
+
+    @property
+    def may_shrink(self) -> bool:
+        """Whether smaller micro-batches are left to try."""
+        return self.splittable and self.micro_batch_size > 1
+
+    def halved(self) -> "MemoryPlan":
+        """The same with micro-batches of half the size."""
+        return replace(self, micro_batch_size=max(1, self.micro_batch_size // 2))
+
+    def __str__(self) -> str:
+        if self.micro_batch_size == self.batch_size:
+            batch = f"whole batch of {self.batch_size}"
+        else:
+            batch = f"batch of {self.batch_size} in parts of {self.micro_batch_size}"
+        blocks = "blocks computed again in the backward pass" if self.activation_checkpointing else "no checkpointing"
+        estimated, available = (number / 2**30 for number in (self.estimated_bytes, self.available_bytes))
+        fit = "" if self.estimated_bytes <= self.available_bytes else "; this may not fit"
+        return f"memory: {batch}, {blocks}; about {estimated:.2f} of {available:.2f} GiB{fit}"
+
+
+def plan_memory(
+    config: RunConfig, backbone: nn.Module, num_classes: int, device: torch.device, before: dict[str, Any] | None = None
+) -> MemoryPlan:
+    """Decide on micro-batches and checkpointing; what the config says holds, the rest is chosen to fit.
+
+    `before` is the plan of the attempt that is being resumed: what is left to choose is chosen as then, because the
+    last bits of a sum depend on its parts. Raises `UserError` if the config splits a batch that must stay whole.
+    """
+    execution, batch_size = config.execution, config.training.batch_size
+    reason = needs_whole_batch(backbone)
+    if reason and (
+        execution.activation_checkpointing == "on" or execution.micro_batch_size not in ("auto", batch_size)
+    ):
+        raise UserError(
+            f"model {config.model.name!r} needs its whole batch in one pass ({reason}): leave "
+            "execution.micro_batch_size=auto and execution.activation_checkpointing=auto, or lower training.batch_size"
+        )
+    available = available_bytes(device)
+    if execution.memory_limit_gib is not None:
+        available = min(available, int(execution.memory_limit_gib * 2**30))
+
+    plan = None
+    for micro_batch_size, checkpointing in _in_order(config, whole=bool(reason), before=before or {}):
+        estimate = estimate_memory(config, num_classes, micro_batch_size)
+        plan = MemoryPlan(
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            activation_checkpointing=checkpointing,
+            estimated_bytes=estimate.total(activation_checkpointing=checkpointing),
+            available_bytes=available,
+            splittable=execution.micro_batch_size == "auto" and not reason,
+        )
+        if plan.estimated_bytes <= MEMORY_SHARE * available:
+            break
+    assert plan is not None
+    return plan
+
+
+def _in_order(config: RunConfig, *, whole: bool, before: dict[str, Any]) -> Iterator[tuple[int, bool]]:
+    """(micro-batch size, checkpointing) that the config allows, from the fastest to the leanest."""
+    execution, batch_size = config.execution, config.training.batch_size
+    size = (
+        execution.micro_batch_size if execution.micro_batch_size != "auto" else before.get("micro_batch_size", "auto")
+    )
+    blocks = {"auto": before.get("activation_checkpointing"), "on": True, "off": False}[
+        execution.activation_checkpointing
+    ]
+    if whole:
+        size, blocks = batch_size, False
+    largest = batch_size if size == "auto" else min(size, batch_size)
+    yield from ((largest, checkpointing) for checkpointing in (False, True) if blocks in (None, checkpointing))
+    while size == "auto" and largest > 1:
+        largest //= 2
+        yield largest, blocks is not False
+
+
+def needs_whole_batch(model: nn.Module) -> str:
+    """Which module makes an image's outcome depend on the rest of its batch, or on how often it is run; empty if none.
+
+    Batch norm averages over the images of a pass, and moves its statistics at every pass. Dropout draws for the images
+    of a pass (our models use none). Drop path would, but takes its draws from the whole batch: `models.drop_path`.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            return f"batch norm in {name}"
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            return f"dropout in {name}"
+    return ""
+
+
+def estimate_memory(config: RunConfig, num_classes: int, batch_size: int) -> TrainMemory:
+    """The estimate for a run whose passes hold `batch_size` images."""
+    return estimate_train_memory(
+        config.model.name,
+        patch_size=config.model.patch_size,
+        img_size=config.model.img_size,
+        batch_size=batch_size,
+        num_classes=num_classes,
+        task=config.task,
+        pos_embed=config.model.pos_embed,
+        precision=config.training.precision,
+        ema=config.training.ema_decay is not None,
+    )
+
+
+def available_bytes(device: torch.device) -> int:
+    """Memory that this process could use on `device`: what is free, and on CUDA what it has reserved already."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device)
+    machine = _meminfo_available(Path("/proc/meminfo"))
+    if machine is None:  # macOS, where nothing tells what is free
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return min([machine, *cgroup_available(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
+
+
+def _meminfo_available(path: Path) -> int | None:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+
+
+def cgroup_available(membership: Path, mount: Path) -> list[int]:
+    """What each control group of this process leaves of its memory limit; page cache counts as free.
+
+    `membership` is /proc/self/cgroup, `mount` is /sys/fs/cgroup. Both versions, and all groups above: any may limit.
+    """
+    found: list[int] = []
+    try:
+        lines = membership.read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        return found
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, limit, usage, cache = mount, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            root = mount / "memory"
+            limit, usage, cache = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        # Inside a container the path may be the host's and not exist here; then its root is the container's group.
+        for folder in (folder for folder in (group, *group.parents) if folder == root or root in folder.parents):
+            try:
+                allowed = int((folder / limit).read_text())  # v2 says "max" where there is none
+                used = int((folder / usage).read_text())
+                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            except (OSError, ValueError):
+                continue
+            found.append(max(0, allowed - used + int(stat.get(cache, 0))))
+    return found
