@@ -1,0 +1,750 @@
+"""The scan as Triton kernels for CUDA devices, forward and backward: linear in tokens, and lean in memory and traffic.
+
+The sequence is cut into chunks, computed as matrix products as in `chunked.py`, and chunks are grouped into segments. A
+program walks through the chunks of one segment with the state of one head in registers, so that states reach memory
+only at the borders of segments:
+
+    forward    1. every segment from a zero state: its last state and its decay      3. every segment again, from the
+               2. one pass over segments: the state before each                         right state: y
+    backward   1., 2. again, since only the inputs were kept; the same two with time reversed, from dy: the gradient of
+               the state after each segment; then dC in the order of time, and the rest against it
+
+B and C are read where they are, shared by the heads of a group, and their gradients are summed over heads by programs
+that own what they sum into: no atomics, so results repeat bit by bit. All offsets are 64-bit, since Triton takes sizes
+and strides that fit into 32 bits as such, and their products then overflow without a word.
+
+    a_l = sum of dt A over the chunk's tokens up to l        u = dt x
+    y_l = sum_{s<=l} (C_l . B_s) exp(a_l - a_s) u_s + exp(a_l) S C_l + D x_l            S the state before the chunk
+
+The gradient of a log decay dt_t A is the flow past it: the sum of what each path from a write before t to a read at or
+after t adds to <dy, y>. Summing paths has no cancellation, unlike differences of sums over reads and writes.
+
+b batch   l tokens   h heads   p headdim   g groups   n d_state   Q tokens of a chunk
+"""
+
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from patchscale.errors import UserError
+
+LARGEST_CHUNK = 64  # larger tiles do not fit into the registers of a program
+CHUNKS_PER_SEGMENT = 8
+PROGRAMS_PER_MULTIPROCESSOR = 4  # that many hide each other's loads
+# Without software pipelining: with it, products that read a state which is also updated are miscompiled for some
+# devices (triton-lang/triton pull request 10993).
+LAUNCH = {"num_warps": 4, "num_stages": 1}
+
+INDEX = tl.constexpr(tl.int64)
+# Triton's interpreter (3.6 to 3.9) multiplies matrices of bfloat16 as if they were integers.
+INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+# Below exp(-20) what passes a whole chunk is less than the rounding of what starts or ends in it.
+NOTHING_PASSES = tl.constexpr(-20.0)
+
+
+def ssd_triton(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    *,
+    dt_bias: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int | None,
+    initial_state: Tensor | None,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Output, in the dtype of `x`, and the final state in float32 if it is asked for; arguments as in `ssd_scan`.
+
+    Products take the dtype of `x` (float32, bfloat16 or float16); sums, decays and states are float32. `chunk_size` is
+    rounded to a power of two from 16 to 64. Raises `UserError` for float64.
+    """
+    if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise UserError(f"the triton scan has no {str(x.dtype).removeprefix('torch.')}; use ssd_backend chunked")
+    if initial_state is not None:
+        initial_state = initial_state.float()
+    y, final_state = torch.ops.patchscale.ssd_scan(
+        x,
+        dt,
+        A,
+        B.to(x.dtype),
+        C.to(x.dtype),
+        D,
+        dt_bias,
+        initial_state,
+        dt_softplus,
+        chunk_size or LARGEST_CHUNK,
+        return_final_state,
+    )
+    return y, final_state if return_final_state else None
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Pieces of kernels
+
+
+@triton.jit
+def _batch_segment_other(segments, others):
+    """What this program works on; programs of one segment, which share B and C, are neighbours."""
+    program = tl.program_id(0)
+    other = program % others
+    segment = program // others % segments
+    batch = program // others // segments
+    return batch.to(INDEX), segment.to(INDEX), other.to(INDEX)
+
+
+@triton.jit
+def _chunks(segment, chunks_per_segment, length, Q: tl.constexpr):
+    """First token and number of chunks of a segment; the last one may be shorter."""
+    first_token = segment * chunks_per_segment * Q
+    return first_token, tl.minimum(chunks_per_segment, tl.cdiv(length - first_token, Q))
+
+
+@triton.jit
+def _rows(tokens, row_stride, length, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Offsets [tokens, BLOCK] of rows, and which of them exist."""
+    columns = tl.arange(0, BLOCK)
+    exist = (tokens < length)[:, None] & (columns < WIDTH)[None, :]
+    return tokens[:, None] * row_stride + columns[None, :], exist
+
+
+@triton.jit
+def _load_rows(ptr, tokens, row_stride, length, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    offsets, exist = _rows(tokens, row_stride, length, WIDTH, BLOCK)
+    return tl.load(ptr + offsets, mask=exist, other=0.0)
+
+
+@triton.jit
+def _store_rows(ptr, values, tokens, row_stride, length, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    offsets, exist = _rows(tokens, row_stride, length, WIDTH, BLOCK)
+    tl.store(ptr + offsets, values, mask=exist)
+
+
+@triton.jit
+def _add_rows(ptr, values, is_first, tokens, row_stride, length, WIDTH: tl.constexpr, BLOCK: tl.constexpr):
+    """Add to what this same program stored before; the first to be added finds nothing."""
+    offsets, exist = _rows(tokens, row_stride, length, WIDTH, BLOCK)
+    stored = tl.load(ptr + offsets, mask=exist & (is_first == 0), other=0.0)
+    tl.store(ptr + offsets, stored + values, mask=exist)
+
+
+@triton.jit
+def _load_state(ptr, index, P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    """State number `index` of a contiguous [..., P, N], as [BLOCK_P, BLOCK_N]; zero where there are none."""
+    if ptr is None:
+        state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
+    else:
+        state = _load_rows(ptr + index * (P * N), tl.arange(0, BLOCK_P), N, P, N, BLOCK_N)
+    return state
+
+
+@triton.jit
+def _store_state(ptr, index, state, P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr):
+    _store_rows(ptr + index * (P * N), state, tl.arange(0, BLOCK_P), N, P, N, BLOCK_N)
+
+
+@triton.jit
+def _load_of_head(ptr, head):
+    """A, D or dt_bias of a head in float32; zero if it is left out."""
+    return tl.zeros([], tl.float32) if ptr is None else tl.load(ptr + head).to(tl.float32)
+
+
+@triton.jit
+def _softplus(v):
+    """log(1 + exp(v)) with a small relative error also where it is small, which the hardware's logarithm has not."""
+    z = tl.exp(-tl.abs(v))
+    r = z / (2.0 + z)  # log(1 + z) = 2 artanh(r) with r <= 1/3
+    q = r * r
+    series = 1 + q * (1 / 3 + q * (1 / 5 + q * (1 / 7 + q * (1 / 9 + q * (1 / 11 + q * (1 / 13 + q * (1 / 15)))))))
+    return tl.maximum(v, 0.0) + 2.0 * r * series
+
+
+@triton.jit
+def _load_dt(ptr, tokens, stride, length, bias, SOFTPLUS: tl.constexpr):
+    """Steps of a chunk and what they were made of; zero beyond the sequence, where nothing is written or decays."""
+    raw = tl.load(ptr + tokens * stride, mask=tokens < length, other=0.0).to(tl.float32) + bias
+    dt = raw
+    if SOFTPLUS:
+        dt = _softplus(raw)
+    return tl.where(tokens < length, dt, 0.0), raw
+
+
+@triton.jit
+def _dot(a, b):
+    if INTERPRETED:
+        a, b = a.to(tl.float32), b.to(tl.float32)
+    return tl.dot(a, b, input_precision="ieee")  # else float32 products would be TF32
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Kernels
+
+
+@triton.jit
+def _segments_kernel(
+    v_ptr, v_stride_b, v_stride_l, v_stride_h,
+    k_ptr, k_stride_b, k_stride_l, k_stride_g,
+    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
+    A_ptr, bias_ptr,
+    states_ptr, decays_ptr,
+    length, heads, heads_per_group, segments, chunks_per_segment,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
+    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """What each segment alone leaves behind it: writes x B^T in the order of time, or reads dy C^T against it.
+
+    Stored with the segment that it is handed to, the next one or the one before, together with the decay on the way.
+    """
+    batch, segment, head = _batch_segment_other(segments - 1, heads)
+    to_segment = segment + 1
+    if REVERSE:
+        segment, to_segment = to_segment, segment
+    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
+    v_ptr += batch * v_stride_b + head * v_stride_h
+    k_ptr += batch * k_stride_b + head // heads_per_group * k_stride_g
+    dt_ptr += batch * dt_stride_b + head * dt_stride_h
+    A, bias = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head)
+
+    state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
+    log_decay = tl.zeros([], tl.float32)
+    for i in range(0, chunks):
+        chunk = chunks - 1 - i if REVERSE else i
+        tokens = first_token + chunk * Q + tl.arange(0, Q)
+        dt, _ = _load_dt(dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
+        a, total = tl.cumsum(dt * A), tl.sum(dt * A)
+        weight = tl.exp(a) if REVERSE else dt * tl.exp(total - a)
+        v = _load_rows(v_ptr, tokens, v_stride_l, length, P, BLOCK_P)
+        k = _load_rows(k_ptr, tokens, k_stride_l, length, N, BLOCK_N)
+        state = state * tl.exp(total) + _dot(tl.trans((v * weight[:, None]).to(k.dtype)), k)
+        log_decay += total
+
+    to = (batch * segments + to_segment) * heads + head
+    _store_state(states_ptr, to, state, P, N, BLOCK_P, BLOCK_N)
+    tl.store(decays_ptr + to, tl.exp(log_decay))
+
+
+@triton.jit
+def _pass_kernel(
+    states_ptr, decays_ptr, heads, segments,
+    SIZE: tl.constexpr, BLOCK: tl.constexpr, REVERSE: tl.constexpr,
+):  # fmt: skip
+    """Hand states from segment to segment, in place: state = decay * state of the segment before + what it left."""
+    batch, block, head = _batch_segment_other(tl.cdiv(SIZE, BLOCK), heads)
+    entries = block * BLOCK + tl.arange(0, BLOCK)
+    first = batch * segments * heads + head
+    state = tl.load(states_ptr + (first + (segments - 1 if REVERSE else 0) * heads) * SIZE + entries, entries < SIZE)
+    for i in tl.range(1, segments, num_stages=4):
+        at = first + (segments - 1 - i if REVERSE else i) * heads
+        ptrs = states_ptr + at * SIZE + entries
+        state = tl.load(decays_ptr + at) * state + tl.load(ptrs, mask=entries < SIZE)
+        tl.store(ptrs, state, mask=entries < SIZE)
+
+
+@triton.jit
+def _forward_kernel(
+    x_ptr, x_stride_b, x_stride_l, x_stride_h,
+    B_ptr, B_stride_b, B_stride_l, B_stride_g,
+    C_ptr, C_stride_b, C_stride_l, C_stride_g,
+    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
+    A_ptr, bias_ptr, D_ptr,
+    states_ptr, y_ptr, final_state_ptr,
+    length, heads, heads_per_group, segments, chunks_per_segment,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """y of one segment of one head."""
+    batch, segment, head = _batch_segment_other(segments, heads)
+    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
+    x_ptr += batch * x_stride_b + head * x_stride_h
+    B_ptr += batch * B_stride_b + head // heads_per_group * B_stride_g
+    C_ptr += batch * C_stride_b + head // heads_per_group * C_stride_g
+    dt_ptr += batch * dt_stride_b + head * dt_stride_h
+    y_ptr += (batch * length * heads + head) * P
+    A, bias, D = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head), _load_of_head(D_ptr, head)
+    past = tl.arange(0, Q)[:, None] >= tl.arange(0, Q)[None, :]  # l, s
+
+    state = _load_state(states_ptr, (batch * segments + segment) * heads + head, P, N, BLOCK_P, BLOCK_N)
+    for i in range(0, chunks):
+        tokens = first_token + i * Q + tl.arange(0, Q)
+        dt, _ = _load_dt(dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
+        a, total = tl.cumsum(dt * A), tl.sum(dt * A)
+        x = _load_rows(x_ptr, tokens, x_stride_l, length, P, BLOCK_P)
+        B = _load_rows(B_ptr, tokens, B_stride_l, length, N, BLOCK_N)
+        C = _load_rows(C_ptr, tokens, C_stride_l, length, N, BLOCK_N)
+
+        # Mask before exp: for tokens to come the exponent is positive, and exp of it may overflow.
+        decay = tl.exp(tl.where(past, a[:, None] - a[None, :], float("-inf")))
+        weights = _dot(C, tl.trans(B)) * decay * dt[None, :]
+        y = _dot(C, tl.trans(state).to(C.dtype)) * tl.exp(a)[:, None]
+        y += _dot(weights.to(x.dtype), x)
+        y += D * x
+        _store_rows(y_ptr, y.to(x.dtype), tokens, heads * P, length, P, BLOCK_P)
+
+        writes = (x * (dt * tl.exp(total - a))[:, None]).to(x.dtype)
+        state = state * tl.exp(total) + _dot(tl.trans(writes), B)
+
+    if final_state_ptr is not None:  # noqa: SIM102 -- this is decided when compiling, the rest when running
+        if segment == segments - 1:
+            _store_state(final_state_ptr, batch * heads + head, state, P, N, BLOCK_P, BLOCK_N)
+
+
+@triton.jit
+def _backward_reads_kernel(
+    dy_ptr, dy_stride_b, dy_stride_l, dy_stride_h,
+    x_ptr, x_stride_b, x_stride_l, x_stride_h,
+    B_ptr, B_stride_b, B_stride_l, B_stride_g,
+    C_ptr, C_stride_b, C_stride_l, C_stride_g,
+    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
+    A_ptr, bias_ptr,
+    states_ptr, dstates_ptr,
+    dC_ptr, reads_ptr, flow_ptr,
+    length, heads, heads_per_group, segments, chunks_per_segment, heads_per_block,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """dC of one segment, summed over a block of heads, in the order of time.
+
+    Also what states cannot be asked for when going backwards in time: reads_l = <dy_l, what y_l read from the state
+    before its chunk>, and flow = <gradient of the state after the segment, that state>.
+    """
+    blocks = heads // heads_per_block
+    batch, segment, block = _batch_segment_other(segments, blocks)
+    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
+    group = block * heads_per_block // heads_per_group
+    B_ptr += batch * B_stride_b + group * B_stride_g
+    C_ptr += batch * C_stride_b + group * C_stride_g
+    dC_ptr += (batch * length * blocks + block) * N
+    past = tl.arange(0, Q)[:, None] >= tl.arange(0, Q)[None, :]  # l, s
+
+    for j in range(0, heads_per_block):
+        head = block * heads_per_block + j
+        head_x_ptr = x_ptr + batch * x_stride_b + head * x_stride_h
+        head_dy_ptr = dy_ptr + batch * dy_stride_b + head * dy_stride_h
+        head_dt_ptr = dt_ptr + batch * dt_stride_b + head * dt_stride_h
+        head_reads_ptr = reads_ptr + batch * length * heads + head
+        A, bias = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head)
+        at = (batch * segments + segment) * heads + head
+
+        state = _load_state(states_ptr, at, P, N, BLOCK_P, BLOCK_N)
+        for i in range(0, chunks):
+            tokens = first_token + i * Q + tl.arange(0, Q)
+            dt, _ = _load_dt(head_dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
+            a, total = tl.cumsum(dt * A), tl.sum(dt * A)
+            x = _load_rows(head_x_ptr, tokens, x_stride_l, length, P, BLOCK_P)
+            dy = _load_rows(head_dy_ptr, tokens, dy_stride_l, length, P, BLOCK_P)
+            B = _load_rows(B_ptr, tokens, B_stride_l, length, N, BLOCK_N)
+            C = _load_rows(C_ptr, tokens, C_stride_l, length, N, BLOCK_N)
+
+            dC = _dot(dy, state.to(dy.dtype)) * tl.exp(a)[:, None]
+            tl.store(head_reads_ptr + tokens * heads, tl.sum(dC * C, axis=1), mask=tokens < length)
+            decay = tl.exp(tl.where(past, a[:, None] - a[None, :], float("-inf")))
+            dscores = _dot(dy, tl.trans(x)) * decay * dt[None, :]
+            dC += _dot(dscores.to(B.dtype), B)
+            _add_rows(dC_ptr, dC, j == 0, tokens, blocks * N, length, N, BLOCK_N)
+
+            writes = (x * (dt * tl.exp(total - a))[:, None]).to(x.dtype)
+            state = state * tl.exp(total) + _dot(tl.trans(writes), B)
+
+        dstate = _load_state(dstates_ptr, at, P, N, BLOCK_P, BLOCK_N)
+        tl.store(flow_ptr + at, tl.sum(state * dstate))
+        tl.debug_barrier()  # the next head adds to what this one stored
+
+
+@triton.jit
+def _backward_writes_kernel(
+    dy_ptr, dy_stride_b, dy_stride_l, dy_stride_h,
+    x_ptr, x_stride_b, x_stride_l, x_stride_h,
+    B_ptr, B_stride_b, B_stride_l, B_stride_g,
+    C_ptr, C_stride_b, C_stride_l, C_stride_g,
+    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
+    A_ptr, bias_ptr, D_ptr,
+    dstates_ptr, reads_ptr, flow_ptr,
+    dx_ptr, dB_ptr, ddt_ptr, sums_ptr, dinitial_ptr,
+    length, heads, heads_per_group, segments, chunks_per_segment, heads_per_block,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
+    SOFTPLUS: tl.constexpr,
+):  # fmt: skip
+    """All gradients but dC, of one segment and a block of heads, against the order of time.
+
+    Tiles over pairs of tokens are [s, l]: written at s, read at l.
+    """
+    blocks = heads // heads_per_block
+    batch, segment, block = _batch_segment_other(segments, blocks)
+    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
+    group = block * heads_per_block // heads_per_group
+    B_ptr += batch * B_stride_b + group * B_stride_g
+    C_ptr += batch * C_stride_b + group * C_stride_g
+    dB_ptr += (batch * length * blocks + block) * N
+    s, t = tl.arange(0, Q)[:, None], tl.arange(0, Q)[None, :]
+
+    for j in range(0, heads_per_block):
+        head = block * heads_per_block + j
+        head_x_ptr = x_ptr + batch * x_stride_b + head * x_stride_h
+        head_dy_ptr = dy_ptr + batch * dy_stride_b + head * dy_stride_h
+        head_dt_ptr = dt_ptr + batch * dt_stride_b + head * dt_stride_h
+        head_row = batch * length * heads + head
+        A, bias, D = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head), _load_of_head(D_ptr, head)
+        at = (batch * segments + segment) * heads + head
+
+        dstate = _load_state(dstates_ptr, at, P, N, BLOCK_P, BLOCK_N)
+        flow = tl.load(flow_ptr + at)
+        dA = tl.zeros([], tl.float32)
+        dD = tl.zeros([], tl.float32)
+        dbias = tl.zeros([], tl.float32)
+        for i in range(0, chunks):
+            tokens = first_token + (chunks - 1 - i) * Q + tl.arange(0, Q)
+            dt, raw = _load_dt(head_dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
+            a, total = tl.cumsum(dt * A), tl.sum(dt * A)
+            to_end = tl.exp(total - a)
+            x = _load_rows(head_x_ptr, tokens, x_stride_l, length, P, BLOCK_P)
+            dy = _load_rows(head_dy_ptr, tokens, dy_stride_l, length, P, BLOCK_P)
+            B = _load_rows(B_ptr, tokens, B_stride_l, length, N, BLOCK_N)
+            C = _load_rows(C_ptr, tokens, C_stride_l, length, N, BLOCK_N)
+            reads = tl.load(reads_ptr + head_row + tokens * heads, mask=tokens < length, other=0.0)
+
+            # Gradient of u = dt x, from the states after the chunk and from the reads in it.
+            decay = tl.exp(tl.where(s <= t, a[None, :] - a[:, None], float("-inf")))
+            scores = _dot(B, tl.trans(C))
+            du = _dot(B, tl.trans(dstate).to(B.dtype)) * to_end[:, None]
+            writes = dt * tl.sum(x * du, axis=1)  # <u_s, what later chunks read of it>
+            du += _dot((scores * decay).to(dy.dtype), dy)
+            dx = dt[:, None] * du + D * dy
+            _store_rows(dx_ptr + head_row * P, dx.to(x.dtype), tokens, heads * P, length, P, BLOCK_P)
+
+            dscores = _dot(x, tl.trans(dy)) * decay * dt[:, None]
+            dB = _dot(x, dstate.to(x.dtype)) * (dt * to_end)[:, None]
+            dB += _dot(dscores.to(C.dtype), C)
+            _add_rows(dB_ptr, dB, j == 0, tokens, blocks * N, length, N, BLOCK_N)
+
+            # Gradient of the log decay at t: what flows from s < t to l >= t, with s or l or both in other chunks too.
+            passing = tl.where(total > NOTHING_PASSES, flow - tl.sum(writes), 0.0)
+            to_reads = tl.cumsum(scores * dscores, axis=1, reverse=True)  # s, t: the sum over l >= t
+            dlog = tl.sum(tl.where(s < t, to_reads + writes[:, None], 0.0), axis=0)
+            dlog += tl.sum(tl.where(s >= t, reads[:, None], 0.0), axis=0) + passing
+            flow = passing + tl.sum(reads)
+
+            dA += tl.sum(dt * dlog)
+            dD += tl.sum(x.to(tl.float32) * dy)
+            ddt = tl.sum(x * du, axis=1) + A * dlog
+            if SOFTPLUS:
+                ddt *= tl.sigmoid(raw)
+            ddt = tl.where(tokens < length, ddt, 0.0)
+            dbias += tl.sum(ddt)
+            tl.store(ddt_ptr + head_row + tokens * heads, ddt, mask=tokens < length)
+
+            reading = (dy * tl.exp(a)[:, None]).to(dy.dtype)
+            dstate = dstate * tl.exp(total) + _dot(tl.trans(reading), C)
+
+        tl.store(sums_ptr + at * 3, dA)
+        tl.store(sums_ptr + at * 3 + 1, dD)
+        tl.store(sums_ptr + at * 3 + 2, dbias)
+        if segment == 0:
+            _store_state(dinitial_ptr, batch * heads + head, dstate, P, N, BLOCK_P, BLOCK_N)
+        tl.debug_barrier()  # the next head adds to what this one stored
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Launches
+
+
+class _Scan:
+    """The inputs of a scan, how it is cut, and the launches over it."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        dt: Tensor,
+        A: Tensor,
+        B: Tensor,
+        C: Tensor,
+        D: Tensor | None,
+        dt_bias: Tensor | None,
+        dt_softplus: bool,
+        chunk_size: int,
+    ) -> None:
+        self.x, self.B, self.C = (_with_contiguous_rows(tensor) for tensor in (x, B, C))
+        self.dt, self.A, self.D, self.dt_bias, self.dt_softplus = dt, A, D, dt_bias, dt_softplus
+        self.batch, self.length, self.heads, self.headdim = x.shape
+        self.groups, self.d_state = B.shape[2:]
+        self.heads_per_group = self.heads // self.groups
+        self.chunk = triton.next_power_of_2(max(16, min(chunk_size, LARGEST_CHUNK, self.length)))
+        self.chunks_per_segment, self.segments, self.heads_per_block = self._cut()
+
+    def _cut(self) -> tuple[int, int, int]:
+        """Chunks of a segment, segments, and heads whose dB and dC one program sums: programs enough for the device."""
+        enough = PROGRAMS_PER_MULTIPROCESSOR * _multiprocessors(self.x.device)
+        chunks = triton.cdiv(self.length, self.chunk)
+        per_segment = CHUNKS_PER_SEGMENT
+        while 2 < per_segment < chunks and self.batch * self.heads * triton.cdiv(chunks, per_segment) < enough:
+            per_segment //= 2
+        segments = triton.cdiv(chunks, per_segment)
+
+        sizes_of_block = [n for n in range(self.heads_per_group, 0, -1) if self.heads_per_group % n == 0]
+        heads_per_block = next((n for n in sizes_of_block if self.batch * segments * self.heads // n >= enough), 1)
+        return per_segment, segments, heads_per_block
+
+    def forward(self, initial_state: Tensor | None, return_final_state: bool) -> tuple[Tensor, Tensor | None]:
+        """y, and the final state if it is asked for."""
+        states = self._handed_over(initial_state, self.x, self.B, reverse=False)
+        y = torch.empty(self.x.shape, dtype=self.x.dtype, device=self.x.device)
+        final_state = self._new(self.heads, self.headdim, self.d_state) if return_final_state else None
+        self._launch(
+            _forward_kernel,
+            self.segments * self.heads,
+            *_with_strides(self.x, self.B, self.C, self.dt),
+            self.A,
+            self.dt_bias,
+            self.D,
+            states,
+            y,
+            final_state,
+            *self._sizes(),
+            **self._tile(),
+        )
+        return y, final_state
+
+    def backward(self, dy: Tensor, dfinal_state: Tensor | None, initial_state: Tensor | None) -> dict[str, Tensor]:
+        """Gradients by name, in float32 but for that of x; those of what was left out have no meaning."""
+        dy = _with_contiguous_rows(dy)
+        tensors = _with_strides(dy, self.x, self.B, self.C, self.dt)
+        blocks = self.heads // self.heads_per_block
+        sizes = (*self._sizes(), self.heads_per_block)
+
+        dstates = self._handed_over(dfinal_state, dy, self.C, reverse=True)
+        states = self._handed_over(initial_state, self.x, self.B, reverse=False)
+        dC_of_blocks = self._new(self.length, blocks, self.d_state)
+        reads, flow = self._new(self.length, self.heads), self._new(self.segments, self.heads)
+        self._launch(
+            _backward_reads_kernel,
+            self.segments * blocks,
+            *tensors,
+            self.A,
+            self.dt_bias,
+            states,
+            dstates,
+            dC_of_blocks,
+            reads,
+            flow,
+            *sizes,
+            **self._tile(),
+        )
+        dC = self._sum_blocks(dC_of_blocks)
+        del states, dC_of_blocks  # their memory serves again below
+
+        dx = torch.empty(self.x.shape, dtype=self.x.dtype, device=self.x.device)
+        dB_of_blocks = self._new(self.length, blocks, self.d_state)
+        ddt = self._new(self.length, self.heads)
+        sums = self._new(self.segments, self.heads, 3)
+        dinitial_state = self._new(self.heads, self.headdim, self.d_state)
+        self._launch(
+            _backward_writes_kernel,
+            self.segments * blocks,
+            *tensors,
+            self.A,
+            self.dt_bias,
+            self.D,
+            dstates,
+            reads,
+            flow,
+            dx,
+            dB_of_blocks,
+            ddt,
+            sums,
+            dinitial_state,
+            *sizes,
+            **self._tile(),
+        )
+        dA, dD, ddt_bias = (
+            total.clone() for total in sums.sum(dim=(0, 1)).unbind(-1)
+        )  # operators may not return views
+        return {
+            "x": dx,
+            "dt": ddt,
+            "A": dA,
+            "B": self._sum_blocks(dB_of_blocks),
+            "C": dC,
+            "D": dD,
+            "dt_bias": ddt_bias,
+            "initial_state": dinitial_state,
+        }
+
+    def _handed_over(self, first: Tensor | None, v: Tensor, k: Tensor, *, reverse: bool) -> Tensor | None:
+        """States [b, segments, h, p, n] that segments start from in this order: `first` or zeros for the first one."""
+        if self.segments == 1:
+            return first
+        states = self._new(self.segments, self.heads, self.headdim, self.d_state)
+        states[:, -1 if reverse else 0] = 0.0 if first is None else first
+        decays = self._new(self.segments, self.heads)
+        self._launch(
+            _segments_kernel,
+            (self.segments - 1) * self.heads,
+            *_with_strides(v, k, self.dt),
+            self.A,
+            self.dt_bias,
+            states,
+            decays,
+            *self._sizes(),
+            **self._tile(),
+            REVERSE=reverse,
+        )
+        size = self.headdim * self.d_state
+        block = min(1024, triton.next_power_of_2(size))
+        self._launch(
+            _pass_kernel,
+            triton.cdiv(size, block) * self.heads,
+            states,
+            decays,
+            self.heads,
+            self.segments,
+            SIZE=size,
+            BLOCK=block,
+            REVERSE=reverse,
+        )
+        return states
+
+    def _sum_blocks(self, partial: Tensor) -> Tensor:
+        """[b, l, blocks, n] -> [b, l, g, n]."""
+        return partial.unflatten(2, (self.groups, -1)).sum(3)
+
+    def _new(self, *shape: int) -> Tensor:
+        return torch.empty((self.batch, *shape), dtype=torch.float32, device=self.x.device)
+
+    def _sizes(self) -> tuple[int, ...]:
+        return self.length, self.heads, self.heads_per_group, self.segments, self.chunks_per_segment
+
+    def _tile(self) -> dict[str, int]:
+        """Constants that kernels are compiled for."""
+        P, N = self.headdim, self.d_state
+        block_p, block_n = (max(16, triton.next_power_of_2(size)) for size in (P, N))
+        return {"P": P, "N": N, "BLOCK_P": block_p, "BLOCK_N": block_n, "Q": self.chunk, "SOFTPLUS": self.dt_softplus}
+
+    def _launch(self, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
+        """Run `programs` for each sequence of the batch."""
+        on_device = torch.cuda.device(self.x.device) if self.x.is_cuda else nullcontext()
+        with on_device:
+            kernel[(self.batch * programs,)](*args, **constants, **LAUNCH)
+
+
+def _with_contiguous_rows(tensor: Tensor) -> Tensor:
+    return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
+
+
+def _with_strides(*tensors: Tensor) -> tuple[Tensor | int, ...]:
+    """Each tensor, followed by its strides but for the last of rows."""
+    return tuple(arg for tensor in tensors for arg in (tensor, *tensor.stride()[:3]))
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Operators: what autograd and torch.compile see
+
+
+@torch.library.custom_op("patchscale::ssd_scan", mutates_args=(), device_types=("cpu", "cuda"))
+def _ssd_scan(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    """y and the final state; an empty tensor if it is not asked for."""
+    scan = _Scan(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size)
+    y, final_state = scan.forward(_contiguous(initial_state), return_final_state)
+    return y, x.new_empty(0, dtype=torch.float32) if final_state is None else final_state
+
+
+@_ssd_scan.register_fake
+def _(
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int,
+    return_final_state: bool,
+) -> tuple[Tensor, Tensor]:
+    batch, _, heads, headdim = x.shape
+    shape = (batch, heads, headdim, B.shape[-1]) if return_final_state else (0,)
+    return x.new_empty(x.shape), x.new_empty(shape, dtype=torch.float32)
+
+
+@torch.library.custom_op("patchscale::ssd_scan_backward", mutates_args=(), device_types=("cpu", "cuda"))
+def _ssd_scan_backward(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int,
+) -> list[Tensor]:
+    """Gradients of those of x, dt, A, B, C, D, dt_bias and initial_state that are there."""
+    scan = _Scan(x, dt, A, B, C, D, dt_bias, dt_softplus, chunk_size)
+    gradients = scan.backward(dy, _contiguous(dfinal_state), _contiguous(initial_state))
+    inputs = {"x": x, "dt": dt, "A": A, "B": B, "C": C, "D": D, "dt_bias": dt_bias, "initial_state": initial_state}
+    return [gradients[name].to(value.dtype) for name, value in inputs.items() if value is not None]
+
+
+@_ssd_scan_backward.register_fake
+def _(
+    dy: Tensor,
+    dfinal_state: Tensor | None,
+    x: Tensor,
+    dt: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    dt_bias: Tensor | None,
+    initial_state: Tensor | None,
+    dt_softplus: bool,
+    chunk_size: int,
+) -> list[Tensor]:
+    inputs = (x, dt, A, B, C, D, dt_bias, initial_state)
+    return [value.new_empty(value.shape) for value in inputs if value is not None]
+
+
+def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    *tensors, ctx.dt_softplus, ctx.chunk_size, ctx.has_final_state = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _backward(ctx: Any, dy: Tensor, dfinal_state: Tensor) -> tuple[Tensor | None, ...]:
+    inputs = ctx.saved_tensors
+    gradients = iter(
+        torch.ops.patchscale.ssd_scan_backward(
+            dy, dfinal_state if ctx.has_final_state else None, *inputs, ctx.dt_softplus, ctx.chunk_size
+        )
+    )
+    return *(None if value is None else next(gradients) for value in inputs), None, None, None
+
+
+_ssd_scan.register_autograd(_backward, setup_context=_save_inputs)
+
+
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
