@@ -21,7 +21,7 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 
-VERBS = ("quickstart", "train", "eval", "sweep", "fit", "report", "runs", "published", "doctor")
+VERBS = ("quickstart", "train", "eval", "sweep", "convert", "fit", "report", "runs", "published", "bench", "doctor")
 
 STUDY = """
 study: light

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from patchscale.cli import doctor, evaluate, fit, published, quickstart, report, runs, sweep, train
+from patchscale.cli import bench, convert, doctor, evaluate, fit, published, quickstart, report, runs, sweep, train
 from patchscale.errors import RunFailed, UserError
 
 app = typer.Typer(
@@ -19,10 +19,12 @@ app.command("quickstart")(quickstart.quickstart)
 app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
+app.command("convert")(convert.convert)
 app.command("fit")(fit.fit)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("published")(published.published)
+app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 

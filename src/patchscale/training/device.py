@@ -11,32 +11,34 @@ import torch
 from patchscale.errors import UserError
 
 Precision = Literal["fp32", "bf16"]
+DEVICES = ("cuda", "mps", "cpu")
 
 # How torch's CPU, CUDA and MPS allocators say it where they have no exception of their own.
 _OUT_OF_MEMORY_WORDS = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device for `execution.device`; "auto" is cuda, else mps, else cpu.
+def resolve_device(name: str, *, option: str = "execution.device=") -> torch.device:
+    """The device of that name; "auto" is cuda, else mps, else cpu.
 
-    Raises `UserError` if the named device is not on this machine.
+    Raises `UserError`, in terms of the `option` that gave it, if the named device is not on this machine.
     """
-    available = {
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-        "cpu": True,
-    }
+    here = available_devices()
     if name == "auto":
-        name = next(kind for kind, here in available.items() if here)
-    if name not in available:
-        raise UserError(f"execution.device={name!r}: choose auto, {', '.join(available)}")
-    if not available[name]:
-        here = [kind for kind, present in available.items() if present]
+        name = here[0]
+    if name not in DEVICES:
+        raise UserError(f"{option}{name!r}: choose auto, {', '.join(DEVICES)}")
+    if name not in here:
         raise UserError(
-            f"execution.device={name}: no such device here (available: {', '.join(here)}); "
-            "use execution.device=auto, or see `patchscale doctor`"
+            f"{option}{name}: no such device here (available: {', '.join(here)}); "
+            f"use {option}auto, or see `patchscale doctor`"
         )
     return torch.device(name)
+
+
+def available_devices() -> list[str]:
+    """Kinds of devices on this machine, the best first."""
+    present = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    return [kind for kind in DEVICES if present[kind]]
 
 
 @contextmanager
