@@ -123,13 +123,14 @@ def needs_whole_batch(model: nn.Module) -> str:
     return ""
 
 
-def estimate_memory(config: RunConfig, num_classes: int, batch_size: int) -> TrainMemory:
-    """The estimate for a run whose passes hold `batch_size` images."""
+def estimate_memory(config: RunConfig, num_classes: int, micro_batch_size: int) -> TrainMemory:
+    """The estimate for a run whose passes hold `micro_batch_size` images."""
     return estimate_train_memory(
         config.model.name,
         patch_size=config.model.patch_size,
         img_size=config.model.img_size,
-        batch_size=batch_size,
+        batch_size=config.training.batch_size,
+        micro_batch_size=micro_batch_size,
         num_classes=num_classes,
         task=config.task,
         pos_embed=config.model.pos_embed,

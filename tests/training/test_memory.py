@@ -1,0 +1,119 @@
+"""What a run does to fit: the whole batch if it can, then computing blocks twice, then parts of the batch."""
+
+import pytest
+import torch
+from tests.training.conftest import TINY
+
+from patchscale.config import build_config
+from patchscale.models import create_model
+from patchscale.training.loop import run_training
+from patchscale.training.memory import (
+    MEMORY_SHARE,
+    available_bytes,
+    cgroup_available,
+    estimate_memory,
+    needs_whole_batch,
+    plan_memory,
+)
+
+CPU = torch.device("cpu")
+GIB = 2**30
+
+
+def plan(*overrides, before=None):
+    backbone = torch.nn.Identity()  # only looked at for layers that mix images
+    return plan_memory(build_config(TINY, overrides), backbone, 10, CPU, before)
+
+
+def needed(overrides, micro_batch_size, *, checkpointing):
+    """Free memory in GiB that a plan needs, with a little to spare."""
+    estimate = estimate_memory(build_config(TINY, overrides), 10, micro_batch_size)
+    return 1.001 * estimate.total(activation_checkpointing=checkpointing) / MEMORY_SHARE / GIB
+
+
+def test_small_runs_are_left_alone(make_run):
+    run = make_run()
+    run_training(run)
+    attempt = run.read_json("environment.json")["attempts"][0]
+    assert (attempt["memory"]["micro_batch_size"], attempt["memory"]["activation_checkpointing"]) == (8, False)
+    assert "memory: whole batch of 8, no checkpointing; about 0.0" in run.log_path.read_text()
+
+
+def test_less_memory_first_costs_time_and_then_parts():
+    settings = ["model.name=vit_nano", "model.img_size=64", "model.patch_size=2", "training.batch_size=12"]
+    for size, checkpointing in [(12, False), (12, True), (6, True), (3, True), (1, True)]:
+        limit = needed(settings, size, checkpointing=checkpointing)
+        found = plan(*settings, f"execution.memory_limit_gib={limit}")
+        assert (found.micro_batch_size, found.activation_checkpointing) == (size, checkpointing)
+        assert found.estimated_bytes <= MEMORY_SHARE * found.available_bytes
+    hopeless = plan(*settings, "execution.memory_limit_gib=1e-6")
+    assert (hopeless.micro_batch_size, hopeless.activation_checkpointing) == (1, True)
+    assert str(hopeless).endswith("this may not fit")
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        (["execution.micro_batch_size=5"], (5, True)),
+        (["execution.micro_batch_size=50"], (8, True)),
+        (["execution.activation_checkpointing=off"], (1, False)),
+        (["execution.activation_checkpointing=on"], (1, True)),
+        (["execution.micro_batch_size=5", "execution.activation_checkpointing=off"], (5, False)),
+    ],
+)
+def test_what_the_config_says_holds(settings, expected):
+    found = plan(*settings, "execution.memory_limit_gib=1e-6")
+    assert (found.micro_batch_size, found.activation_checkpointing) == expected
+
+
+def test_a_resume_chooses_what_was_chosen_and_the_config_still_holds():
+    before = {"micro_batch_size": 2, "activation_checkpointing": True}
+    assert plan(before=before).micro_batch_size == 2
+    assert plan(before=before).activation_checkpointing
+    asked = plan("execution.micro_batch_size=4", "execution.activation_checkpointing=off", before=before)
+    assert (asked.micro_batch_size, asked.activation_checkpointing) == (4, False)
+
+
+def test_which_models_need_their_whole_batch():
+    sizes = {"patch_size": 16, "img_size": 32, "num_classes": 3}
+    for name in ("vit_test", "adventurer_test", "eva02_tiny_patch14_224", "vit_small_patch16_18x2_224"):
+        with torch.device("meta"):
+            assert needs_whole_batch(create_model(name, drop_path_rate=0.1, **sizes)) == ""
+    with torch.device("meta"):
+        assert "batch norm in patch_embed" in needs_whole_batch(create_model("xcit_nano_12_p16_224", **sizes))
+    assert needs_whole_batch(torch.nn.Sequential(torch.nn.Dropout(0.1))) == "dropout in 0"
+    assert needs_whole_batch(torch.nn.Sequential(torch.nn.Dropout(0.0))) == ""
+
+
+def test_this_machine_has_some_memory():
+    assert 2**26 < available_bytes(CPU) < 2**50
+
+
+def write_group(folder, limit, usage, cache, *, v2):
+    folder.mkdir(parents=True, exist_ok=True)
+    names = ("memory.max", "memory.current") if v2 else ("memory.limit_in_bytes", "memory.usage_in_bytes")
+    for name, value in zip(names, (limit, usage), strict=True):
+        (folder / name).write_text(f"{value}\n")
+    key = "inactive_file" if v2 else "total_inactive_file"
+    (folder / "memory.stat").write_text(f"anon 1\n{key} {cache}\n")
+
+
+@pytest.mark.parametrize("v2", [True, False])
+def test_control_groups_and_the_groups_above_limit_memory(tmp_path, v2):
+    mount, membership = tmp_path / "fs", tmp_path / "cgroup"
+    root = mount if v2 else mount / "memory"
+    write_group(root / "job", 8 * GIB, 5 * GIB, 2 * GIB, v2=v2)
+    write_group(root / "job/step", "max" if v2 else 2**63 - 4096, 4 * GIB, 0, v2=v2)
+    membership.write_text("0::/job/step\n" if v2 else "5:cpu,cpuacct:/\n4:memory:/job/step\n0::/\n")
+    assert min(cgroup_available(membership, mount)) == 5 * GIB
+
+
+def test_a_container_sees_its_own_group_at_the_root(tmp_path):
+    mount, membership = tmp_path / "fs", tmp_path / "cgroup"
+    write_group(mount, 3 * GIB, 1 * GIB, 0, v2=True)
+    membership.write_text("0::/kubepods/of-the-host\n")
+    assert cgroup_available(membership, mount) == [2 * GIB]
+
+
+def test_no_control_groups_no_limit(tmp_path):
+    assert cgroup_available(tmp_path / "absent", tmp_path) == []
