@@ -103,16 +103,19 @@ def test_a_bare_state_dict(zipped: bool, tmp_path: Path) -> None:
     assert loaded.model_name == "vit_test"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["adventurer_test", "test_vit"])
-def test_the_type_of_the_numbers(name: str, tmp_path: Path) -> None:
-    """A loaded model has that of the file; a model that is loaded into keeps its own."""
-    model = build(name).half()
+def test_the_type_of_the_numbers(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    """A loaded model has that of the file, at least float32; a model that is loaded into keeps its own."""
+    model = build(name).to(dtype)
     save_model(model, tmp_path / "half.safetensors")
-    assert load_model(tmp_path / "half.safetensors").cls_token.dtype == torch.float16
-    full = build(name)
-    load_checkpoint(full, tmp_path / "half.safetensors")
-    assert full.cls_token.dtype == torch.float32
-    assert torch.equal(full.cls_token, model.cls_token.float())
+    loaded = load_model(tmp_path / "half.safetensors")
+    assert loaded.cls_token.dtype == torch.promote_types(dtype, torch.float32)
+    assert torch.equal(loaded.cls_token.to(dtype), model.cls_token)
+    other = build(name)
+    load_checkpoint(other, tmp_path / "half.safetensors")
+    assert other.cls_token.dtype == torch.float32
+    assert torch.equal(other.cls_token, model.cls_token.float())
 
 
 # Our own files

@@ -138,7 +138,7 @@ def name_of(model: nn.Module) -> str | None:
 def load_model(
     path: str | Path, *, name: str | None = None, flip_schedule: FlipSchedule | None = None, ema: bool = False
 ) -> nn.Module:
-    """Build the model a file of weights is of, and load it: in the dtype of the file, on the CPU, in eval mode.
+    """Build the model a file of weights is of, and load it: on the CPU, in eval mode, in at least float32.
 
     Our own files (`save_model`, `patchscale convert`, `checkpoint/model.safetensors` of a run) say what they are; a
     run's segmentation head stays outside. For others the sizes follow from the tensors. What no tensor tells:
@@ -149,9 +149,8 @@ def load_model(
     weights = read_weights(path, ema=ema)
     build = _build_adventurer if weights.is_adventurer else _build_vit
     model = build(weights, name, flip_schedule)
-    dtypes = {tensor.dtype for tensor in weights.tensors.values() if tensor.is_floating_point()}
-    if len(dtypes) == 1:
-        model.to(dtypes.pop())
+    if any(tensor.dtype == torch.float64 for tensor in weights.tensors.values()):
+        model.double()
     load_weights(model, weights)
     return model.eval()
 
