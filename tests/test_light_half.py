@@ -162,7 +162,11 @@ def test_dry_run_counts_a_folder_of_images(tmp_path):
 
 
 def test_training_without_torch_says_what_to_install(folder):
-    for arguments in (["train", "--model", "vit_nano"], ["eval", "anything"]):
+    for arguments in (
+        ["train", "--model", "vit_nano"],
+        ["eval", "anything"],
+        ["convert", "a.pth", "-o", "b.safetensors"],
+    ):
         done = run_blocked("from patchscale.cli.app import main; main()", *arguments, cwd=folder)
         assert done.returncode == 2
         assert "pip install 'patchscale[train]'" in done.stderr
