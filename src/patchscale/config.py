@@ -19,6 +19,7 @@ from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator, TypeAda
 from pydantic.dataclasses import dataclass
 
 from patchscale.errors import UserError
+from patchscale.files import content_sha256
 from patchscale.shapes import SHAPES, image_height_width
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -124,6 +125,22 @@ class TrainingConfig:
     """If given, an exponential moving average of the weights is kept, evaluated and saved."""
     num_validations: int = Field(default=4, ge=1)
     """Evaluations on the validation split, evenly spaced, the last after the final step."""
+    init_from: str | None = None
+    """File of weights to start from, any that `patchscale convert` reads; carried to the run's patch and image size."""
+    init_sha256: str | None = None
+    """SHA-256 of that file's content, filled in; it, not the path, belongs to the identity."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _content_of_init_from(cls, values: Any) -> Any:
+        given = getattr(values, "kwargs", values)
+        if not isinstance(given, dict) or not isinstance(given.get("init_from"), str) or given.get("init_sha256"):
+            return values
+        path = Path(given["init_from"]).expanduser().absolute()
+        try:
+            return {**given, "init_from": str(path), "init_sha256": content_sha256(path)}
+        except OSError as error:
+            raise ValueError(f"init_from={given['init_from']}: {error.strerror}; give a file of weights") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -137,6 +154,12 @@ class TrainingConfig:
     def _one_duration(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of training.epochs and training.steps")
+        return self
+
+    @model_validator(mode="after")
+    def _init_is_whole(self) -> Self:
+        if self.init_from is None and self.init_sha256 is not None:
+            raise ValueError("training.init_sha256 goes with training.init_from; leave it out")
         return self
 
     def num_steps(self, num_images: int) -> int:
@@ -247,6 +270,9 @@ class RunConfig:
         shape = SHAPES.get(self.model.name)
         if shape is not None and shape.architecture != "adventurer":
             del values["model"]["flip_schedule"]
+        del values["training"]["init_from"]  # its content counts, not its place
+        if self.training.init_sha256 is None:
+            del values["training"]["init_sha256"]
         if self.data.name not in FOLDER_DATASETS:
             del values["data"]["root"]
         if self.data.name == "scenes":
@@ -297,7 +323,7 @@ def parse_override(text: str) -> tuple[str, Any]:
 def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
     """Set `values["a"]["b"]` for the path "a.b", creating what is missing.
 
-    Setting one of `training.epochs` and `training.steps` unsets the other.
+    Setting one of `training.epochs` and `training.steps` unsets the other; `training.init_from` is hashed anew.
     """
     *parents, name = path.split(".")
     target = values
@@ -308,6 +334,8 @@ def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
         target = child
     if path in ("training.epochs", "training.steps") and value is not None:
         target.pop("steps" if name == "epochs" else "epochs", None)
+    if path == "training.init_from":
+        target.pop("init_sha256", None)  # of another file, perhaps
     target[name] = value
 
 

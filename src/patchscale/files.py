@@ -1,10 +1,12 @@
 """Files that are either whole or absent: write to a temporary name, flush to disk, rename."""
 
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,3 +35,15 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON to `path`, whole or not at all."""
     write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def content_sha256(path: Path) -> str:
+    """SHA-256 of a file's content in hexadecimal; computed again only when its size or modification time changes."""
+    status = path.stat()
+    return _content_sha256(path, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache
+def _content_sha256(path: Path, mtime_ns: int, size: int) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -66,6 +66,11 @@ MISTAKES = {
     "unknown task": ([*TRAIN, "task=captioning"], ["captioning", "segmentation"], None),
     "unknown data set": ([*TRAIN, "data.name=imagenet"], ["imagenet", "image_folder"], None),
     "no GPU here": ([*TRAIN, "execution.device=cuda"], ["cuda"], None),
+    "weights to start from missing": (
+        [*TRAIN, "training.init_from=absent.pth"],
+        ["init_from=absent.pth", "No such file", "give a file of weights"],
+        None,
+    ),
     "config missing": (["train", "--config", "absent.yaml"], ["absent.yaml", "no such file"], None),
     "config broken": (["train", "--config", "c.yaml"], ["c.yaml", "YAML"], lambda: write("c.yaml", "a: [1")),
     "config not a mapping": (["train", "--config", "c.yaml"], ["c.yaml", "mapping"], lambda: write("c.yaml", "3")),

@@ -38,6 +38,8 @@ class LoadReport:
     """In the file, not used."""
     kept: tuple[str, ...]
     """Not from the file: the model's own values stay."""
+    note: str = ""
+    """What the file does not tell, and was taken from the model."""
 
     def __str__(self) -> str:
         entry = f" (entry {self.entry!r})" if self.entry else ""
@@ -47,6 +49,7 @@ class LoadReport:
                 *(f"  resampled {tensor}" for tensor in self.resampled),
                 *([f"  not used from the file: {_some(self.left_out)}"] if self.left_out else []),
                 *([f"  as they were in the model: {_some(self.kept)}"] if self.kept else []),
+                *([f"  {self.note}"] if self.note else []),
             ]
         )
 
@@ -61,10 +64,10 @@ def load_checkpoint(
     model's own head as it is, "auto" takes the file's if it fits. A model without a head takes all but the head.
     Raises `UserError` if the weights are not this model's; the model is then as before.
     """
-    return load_weights(model, read_weights(path, ema=ema), resize=resize, head=head)
+    return load_into(model, read_weights(path, ema=ema), resize=resize, head=head)
 
 
-def load_weights(model: nn.Module, weights: Weights, *, resize: bool = False, head: HeadChoice = "keep") -> LoadReport:
+def load_into(model: nn.Module, weights: Weights, *, resize: bool = False, head: HeadChoice = "keep") -> LoadReport:
     """`load_checkpoint` for weights that were already read."""
     if head not in get_args(HeadChoice):
         raise UserError(f"head={head!r} is unknown; choose one of {', '.join(get_args(HeadChoice))}")
@@ -76,7 +79,7 @@ def load_weights(model: nn.Module, weights: Weights, *, resize: bool = False, he
         tensors = {name: tensor for name, tensor in tensors.items() if name not in file_head}
     kept = own_head - tensors.keys()
     _check_names(weights, tensors.keys(), own.keys() - kept, model)
-    _check_flip_schedule(weights, model)
+    note = _check_flip_schedule(weights, model)
     tensors, resampled = _at_sizes_of(model, weights, tensors, resize=resize)
     wrong = [name for name, tensor in tensors.items() if tensor.shape != own[name].shape]
     if wrong:
@@ -94,6 +97,7 @@ def load_weights(model: nn.Module, weights: Weights, *, resize: bool = False, he
         resampled=tuple(resampled),
         left_out=(*(name for name in weights.tensors if name not in tensors), *weights.task_head),
         kept=tuple(name for name in own if name in kept),
+        note=note,
     )
 
 
@@ -151,7 +155,7 @@ def load_model(
     model = build(weights, name, flip_schedule)
     if any(tensor.dtype == torch.float64 for tensor in weights.tensors.values()):
         model.double()
-    load_weights(model, weights)
+    load_into(model, weights)
     return model.eval()
 
 
@@ -320,12 +324,16 @@ def _check_names(weights: Weights, found: Any, wanted: Any, model: nn.Module) ->
     )
 
 
-def _check_flip_schedule(weights: Weights, model: nn.Module) -> None:
+def _check_flip_schedule(weights: Weights, model: nn.Module) -> str:
+    """Refuse the wrong schedule; returns what to say if the file does not tell its own."""
     stated, own = weights.header.get("flip_schedule"), getattr(model, "flip_schedule", None)
-    if stated is not None and own is not None and stated != own:
-        raise UserError(
-            f"{weights.path}: trained with flip_schedule={stated!r}, the model has {own!r}; create it with {stated!r}"
-        )
+    if own is None or stated == own:
+        return ""
+    if stated is None:
+        return f"flip_schedule={own!r} is the model's; the file does not tell (published weights: 'released')"
+    raise UserError(
+        f"{weights.path}: trained with flip_schedule={stated!r}, the model has {own!r}; create it with {stated!r}"
+    )
 
 
 def _at_sizes_of(

@@ -28,6 +28,7 @@ from patchscale.training.checkpoint import (
 from patchscale.training.device import peak_memory_bytes, resolve_device, torch_settings
 from patchscale.training.diagnose import first_non_finite
 from patchscale.training.failures import ending_recorded
+from patchscale.training.initial_weights import load_initial_weights
 from patchscale.training.interrupt import Interrupted, StopSignals
 from patchscale.training.journal import Journal, Watcher, truncate_metrics
 from patchscale.training.memory import MemoryPlan, plan_memory
@@ -85,6 +86,9 @@ def _train(
     resumed = load_checkpoint(run.checkpoint_dir / LAST, state, config.identity)
     if resumed:
         _require_same_data(run, setup.splits.record)
+    elif training.init_from is not None:
+        for line in str(load_initial_weights(config, state)).splitlines():
+            journal.say(line)
     totals = state.totals
     earlier_time_s = totals.wall_time_s
     truncate_metrics(run.metrics_path, totals.step)
