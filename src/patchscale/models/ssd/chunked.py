@@ -2,23 +2,29 @@
 
 Method: Dao and Gu 2024 (arXiv 2405.21060), section 6. Unrolled, the recurrence lets token l read each token s <= l:
 
-    y_l = sum_s  (C_l . B_s)  exp(a_l - a_s)  dt_s x_s          a = cumulative sum of dt A, from the chunk's start
+    y_l = D x_l + sum_s (C_l . B_s) exp(a_l - a_s) dt_s x_s      a = cumulative sum of dt A from the chunk's start
 
 Within a chunk that sum is one product with a lower-triangular matrix; between chunks the state carries the rest:
 
-    1. y      = (C B^T * decay from s to l) (dt x)
-    2. writes = B^T (decay from s to the end of the chunk * dt x)
+    1. y      = scores x                   scores = (C B^T) * decay from s to l * dt_s, D added on the diagonal
+    2. writes = B^T w                      w      = x * dt * decay from s to the end of the chunk
     3. state  = decay over the whole chunk * state + writes          chunk after chunk
-    4. y     += decay from the start of the chunk to l * C (state before the chunk)
+    4. y     += decay from the start of the chunk to l * read        read = C (state before the chunk)
+
+The backward pass is written out: autograd's own would lay the gradients of these products out in ways that make them
+several times slower on a CPU, and would keep and revisit every intermediate.
 
 b images   l tokens   k chunks   q tokens of a chunk   g groups   r heads of a group   p headdim   n d_state
 """
 
+import math
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 # Fastest forward and backward on CPU among 16 to 256 at 18 to 4,098 tokens (measured 2026-11-22, float32).
@@ -26,6 +32,8 @@ CHUNK_SIZE = 64
 # Longer sequences go by in segments of this many chunks, and each segment is computed again in the backward pass.
 # Kept for the backward: the inputs and one state a segment. Working memory: that of one segment, whatever the length.
 CHUNKS_PER_SEGMENT = 16
+# Decays, and dt, below exp(-60) count as exp(-60).
+SMALLEST_LOG = 60.0
 
 
 def ssd_chunked(
@@ -46,7 +54,9 @@ def ssd_chunked(
 
     Decays and states are at least float32, also where `x`, `B` and `C` are bfloat16 and under autocast.
     """
-    chunk = chunk_length(x.shape[1], chunk_size or CHUNK_SIZE)
+    length, groups = x.shape[1], B.shape[2]
+    chunk = chunk_length(length, chunk_size or CHUNK_SIZE)
+    tokens_per_segment = chunk * CHUNKS_PER_SEGMENT
     with _without_autocast(x.device.type):
         wide = torch.promote_types(x.dtype, torch.float32)
         dt = dt.to(wide)
@@ -54,22 +64,28 @@ def ssd_chunked(
             dt = dt + dt_bias.to(wide)
         if dt_softplus:
             dt = F.softplus(dt)
-        sequences = ((x * dt[..., None]).to(x.dtype), dt * A.to(wide), B.to(x.dtype), C.to(x.dtype))
+        A = A.to(wide)
+        D = None if D is None else D.to(wide)
+        sequences = (x, dt, B.to(x.dtype), C.to(x.dtype))
+        state = None
+        if initial_state is not None:
+            state = initial_state.to(wide).unflatten(1, (groups, -1)).permute(0, 1, 4, 2, 3).flatten(3)  # b g n (r p)
 
-        if x.shape[1] <= chunk * CHUNKS_PER_SEGMENT:
-            y, state = _scan_segment(*sequences, initial_state, chunk, return_final_state)
+        if length <= tokens_per_segment:
+            y, state = _Segment.apply(*sequences, A, D, state, chunk, return_final_state)
         else:
-            outputs, state = [], initial_state
-            for segment in zip(*(s.split(chunk * CHUNKS_PER_SEGMENT, dim=1) for s in sequences), strict=True):
+            outputs = []
+            for segment in zip(*(s.split(tokens_per_segment, dim=1) for s in sequences), strict=True):
                 y, state = checkpoint(
-                    _scan_segment, *segment, state, chunk, True, use_reentrant=False, preserve_rng_state=False
+                    _Segment.apply, *segment, A, D, state, chunk, True, use_reentrant=False, preserve_rng_state=False
                 )
                 outputs.append(y)
             y = torch.cat(outputs, dim=1)
-
-        if D is not None:
-            y = torch.addcmul(y, D.to(wide)[:, None], x.to(wide))
-    return y.to(x.dtype), state if return_final_state else None
+        if not return_final_state:
+            return y, None
+        assert state is not None
+        final = state.unflatten(3, (-1, x.shape[3])).permute(0, 1, 3, 4, 2).flatten(1, 2)
+        return y, final
 
 
 def chunk_length(length: int, chunk_size: int) -> int:
@@ -81,55 +97,189 @@ def chunk_length(length: int, chunk_size: int) -> int:
     return -(-length // chunks)
 
 
+class _Segment(torch.autograd.Function):
+    """Scan x [b, l, h, p] from `state` [b, g, n, (r p)], all of it at once; returns y and, if wanted, the next state.
+
+    In names and comments *natural* is the order b k q g r p in which tokens come, *by head* b k g r q p. Work is
+    counted in passes over as many numbers as x has: on a CPU they, and not the products, are most of the time. So dt
+    goes into the exponent of the decay, and D onto the diagonal of the scores, where they cost no pass of their own.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        dt: Tensor,
+        B: Tensor,
+        C: Tensor,
+        A: Tensor,
+        D: Tensor | None,
+        state: Tensor | None,
+        chunk: int,
+        want_state: bool,
+    ) -> tuple[Tensor, Tensor | None]:
+        narrow, wide, length = x.dtype, dt.dtype, x.shape[1]
+        x, dt, B, C = _in_chunks(chunk, x, dt, B, C)
+        groups = B.shape[3]
+        x, dt, A = x.unflatten(3, (groups, -1)), dt.unflatten(3, (groups, -1)), A.unflatten(0, (groups, -1))
+        B, C = B.transpose(2, 3), C.transpose(2, 3)  # b k g q n: shared by the group's heads
+        a = (dt * A).cumsum(dim=2)
+
+        # 1. What is above the diagonal, where a_l - a_s may overflow, is zero in the products; dt_s is in the exponent.
+        products = (C @ B.transpose(-1, -2)).tril_()[:, :, :, None]  # b k g 1 q q
+        a_row, a_column = (each.permute(0, 1, 3, 4, 2) for each in (a, a - _log(dt)))
+        decay = _exp_(a_row[..., :, None] - a_column[..., None, :])
+        scores = decay * products
+        if D is not None:
+            scores.diagonal(dim1=-2, dim2=-1).add_(D.unflatten(0, (groups, -1))[..., None])
+        scores = scores.to(narrow)
+        x_by_head = _by_head(x).contiguous()
+        y = _natural(scores @ x_by_head)
+
+        w = before = read = end = None
+        if x.shape[1] > 1 or state is not None or want_state:
+            # 2. In the layout b k g n (r p), so that all heads of a group share one product.
+            w = (x * (dt * _decay_to_end(a))[..., None]).to(narrow)
+            writes = (B.transpose(-1, -2) @ _joined(w)).to(wide)
+
+            # 3.
+            keep, before = _keep(a, x.shape[-1]), torch.empty_like(writes)
+            end = torch.zeros_like(writes[:, 0]) if state is None else state
+            for i, (write, kept) in enumerate(zip(writes.unbind(1), keep.unbind(1), strict=True)):
+                before[:, i] = end
+                end = torch.addcmul(write, kept, end)
+
+            # 4.
+            read = _split(C @ before.to(narrow), x.shape[4])
+            y = torch.addcmul(y.to(wide), _exp_(a.clone())[..., None], read.to(wide), out=_natural_buffer(x, wide))
+
+        ctx.save_for_backward(x, dt, B, C, A, a, decay, products, scores, x_by_head, w, before, read)
+        ctx.length, ctx.has_skip, ctx.had_state = length, D is not None, state is not None
+        return y.flatten(3, 4).flatten(1, 2)[:, :length].to(narrow), end if want_state else None
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor, dend: Tensor | None) -> tuple[Tensor | None, ...]:
+        x, dt, B, C, A, a, decay, products, scores, x_by_head, w, before, read = ctx.saved_tensors
+        narrow, wide = x.dtype, dt.dtype
+        with _without_autocast(x.device.type):
+            dy = _in_chunks(dt.shape[2], dy)[0].unflatten(3, x.shape[3:5])
+
+            # 1.
+            dy_by_head = _by_head(dy).contiguous()
+            dx = _natural(scores.transpose(-1, -2) @ dy_by_head)
+            dscores = (dy_by_head @ x_by_head.transpose(-1, -2)).to(wide)
+            dD = dscores.diagonal(dim1=-2, dim2=-1).sum(dim=(0, 1, 4)).flatten() if ctx.has_skip else None
+            dproducts = dscores.mul_(decay).sum(dim=3).tril_().to(narrow)
+            dB, dC = dproducts.transpose(-1, -2) @ C, dproducts @ B
+            # How much of the loss flows from the token of a column to that of a row, and so through all decays between.
+            through = dscores.mul_(products)
+            gives, takes = (_tokens_first(through.sum(dim=dim)) for dim in (-2, -1))
+            ddt = gives / _log_floor(dt)
+            flow = _sum_from_here(takes - gives)
+
+            dstate = None
+            if before is not None:
+                # 4.
+                dread = (dy * _exp_(a.clone())[..., None]).to(narrow)
+                dC = dC + _joined(dread) @ before.to(narrow).transpose(-1, -2)
+                dbefore = (C.transpose(-1, -2) @ _joined(dread)).to(wide)
+                flow = flow + _sum_from_here((dread * read).sum(-1, dtype=wide))
+
+                # 3., backwards
+                keep, dafter = _keep(a, x.shape[-1]), torch.empty_like(dbefore)
+                dstate = torch.zeros_like(dbefore[:, 0]) if dend is None else dend
+                for i in reversed(range(keep.shape[1])):
+                    dafter[:, i] = dstate
+                    dstate = torch.addcmul(dbefore[:, i], keep[:, i], dstate)
+                across = (dafter * before).sum(dim=3, keepdim=True) * keep
+                flow = flow + across.unflatten(4, x.shape[4:]).sum(-1).transpose(2, 3)
+
+                # 2.
+                to_end = _decay_to_end(a)
+                dB = dB + _joined(w) @ dafter.to(narrow).transpose(-1, -2)
+                dw = _split(B @ dafter.to(narrow), x.shape[4]).to(wide)
+                dx = torch.addcmul(dx.to(wide), dw, (dt * to_end)[..., None], out=_natural_buffer(x, wide))
+                ddt_written = (dw * x).sum(-1) * to_end
+                ddt = ddt + ddt_written
+                written = ddt_written * dt
+                flow = flow + written.cumsum(2) - written
+
+            ddt = ddt + flow * A
+            dA = (flow * dt).sum(dim=(0, 1, 2)).flatten()
+
+        dx, ddt, dB, dC = (
+            d.flatten(1, 2)[:, : ctx.length]
+            for d in (dx.flatten(3, 4).to(narrow), ddt.flatten(3, 4), dB.transpose(2, 3), dC.transpose(2, 3))
+        )
+        return dx, ddt, dB, dC, dA, dD, dstate if ctx.had_state else None, None, None
+
+
+def _in_chunks(chunk: int, *sequences: Tensor) -> list[Tensor]:
+    """[b, l, ...] as [b, k, q, ...]; zeros at the end write nothing and decay nothing."""
+    padding = -sequences[0].shape[1] % chunk
+    padded = (F.pad(s, (0, 0) * (s.dim() - 2) + (0, padding)) if padding else s for s in sequences)
+    return [s.unflatten(1, (-1, chunk)) for s in padded]
+
+
+def _by_head(natural: Tensor) -> Tensor:
+    return natural.permute(0, 1, 3, 4, 2, 5)
+
+
+def _natural(by_head: Tensor) -> Tensor:
+    return by_head.permute(0, 1, 4, 2, 3, 5)
+
+
+def _natural_buffer(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=torch.contiguous_format)
+
+
+def _joined(natural: Tensor) -> Tensor:
+    """b k q g r p as b k g q (r p)."""
+    return natural.flatten(4).transpose(2, 3)
+
+
+def _split(joined: Tensor, heads: int) -> Tensor:
+    """b k g q (r p) as b k q g r p."""
+    return joined.transpose(2, 3).unflatten(4, (heads, -1))
+
+
+def _keep(a: Tensor, headdim: int) -> Tensor:
+    """What a whole chunk leaves of the state before it, b k g 1 (r p)."""
+    return _exp_(a[:, :, -1].clone())[..., None].expand(*a[:, :, -1].shape, headdim).flatten(3)[:, :, :, None]
+
+
+def _decay_to_end(a: Tensor) -> Tensor:
+    """What each token's write has left at the end of its chunk, b k q g r."""
+    return _exp_(a[:, :, -1:] - a)
+
+
+def _exp_(log_decay: Tensor) -> Tensor:
+    """exp in place, nowhere below exp(-60), which is nothing beside 1, nor infinite where it will be masked.
+
+    Without the bound products meet denormal numbers, which make them five times slower on a CPU.
+    """
+    return log_decay.clamp_(-SMALLEST_LOG, SMALLEST_LOG).exp_()
+
+
+def _log(dt: Tensor) -> Tensor:
+    return _log_floor(dt).log()
+
+
+def _log_floor(dt: Tensor) -> Tensor:
+    return dt.clamp_min(math.exp(-SMALLEST_LOG))
+
+
+def _tokens_first(by_head: Tensor) -> Tensor:
+    """b k g r q as b k q g r."""
+    return by_head.permute(0, 1, 4, 2, 3)
+
+
+def _sum_from_here(per_token: Tensor) -> Tensor:
+    """Sum over this token and the later ones of its chunk, [b, k, q, ...]."""
+    return per_token.flip(2).cumsum(2).flip(2)
+
+
 def _without_autocast(device: str) -> AbstractContextManager[object]:
     available = torch.amp.is_autocast_available(device)  # not on the meta device
     return torch.autocast(device, enabled=False) if available else nullcontext()
-
-
-def _scan_segment(
-    dt_x: Tensor, log_decay: Tensor, B: Tensor, C: Tensor, state: Tensor | None, chunk: int, want_state: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Scan [b, l, ...] chunk by chunk from `state` [b, h, p, n]; output (at least float32) and the next state."""
-    b, length, heads, p = dt_x.shape
-    g, n = B.shape[2:]
-    r = heads // g
-    k = -(-length // chunk)
-    if padding := k * chunk - length:  # zeros at the end write nothing and decay nothing
-        dt_x, log_decay, B, C = (F.pad(s, (0, 0) * (s.dim() - 2) + (0, padding)) for s in (dt_x, log_decay, B, C))
-
-    narrow, wide = dt_x.dtype, log_decay.dtype
-    dt_x = dt_x.reshape(b, k, chunk, g, r, p)
-    a = log_decay.reshape(b, k, chunk, g, r).cumsum(dim=2)
-    B, C = (M.reshape(b, k, chunk, g, n).transpose(2, 3) for M in (B, C))  # b k g q n: shared by the group's heads
-
-    # 1. Mask before exp: above the diagonal a_l - a_s is positive and exp of it may overflow, and inf * 0 is NaN.
-    a_by_head = a.permute(0, 1, 3, 4, 2)  # b k g r q
-    future = torch.full((chunk, chunk), -torch.inf, dtype=wide, device=a.device).triu(diagonal=1)
-    decay = (a_by_head[..., :, None] - a_by_head[..., None, :]).add_(future).exp_()
-    scores = (C @ B.transpose(-1, -2))[:, :, :, None] * decay  # b k g r q q
-    y = (scores.to(narrow) @ dt_x.permute(0, 1, 3, 4, 2, 5)).permute(0, 1, 4, 2, 3, 5)  # b k q g r p
-
-    if k > 1 or state is not None or want_state:
-        # 2. In the layout b k g n (r p): all heads of a group share one product.
-        decay_to_end = (a[:, :, -1:] - a).exp()
-        decayed = (dt_x * decay_to_end[..., None]).to(narrow).reshape(b, k, chunk, g, r * p)
-        writes = (B.transpose(-1, -2) @ decayed.transpose(2, 3)).to(wide)
-
-        # 3. The recurrence again, one step a chunk.
-        decay_of_chunk = a[:, :, -1].exp()[:, :, :, None, :, None].expand(b, k, g, 1, r, p).flatten(-2)
-        if state is None:
-            carried = writes.new_zeros(b, g, n, r * p)
-        else:
-            carried = state.to(wide).reshape(b, g, r, p, n).permute(0, 1, 4, 2, 3).reshape(b, g, n, r * p)
-        before = []
-        for write, keep in zip(writes.unbind(1), decay_of_chunk.unbind(1), strict=True):
-            before.append(carried)
-            carried = torch.addcmul(write, keep, carried)
-
-        # 4.
-        read = C @ torch.stack(before, dim=1).to(narrow)  # b k g q (r p)
-        read = read.reshape(b, k, g, chunk, r, p).transpose(2, 3)
-        y = torch.addcmul(y.to(wide), a.exp()[..., None], read.to(wide))
-        state = carried.reshape(b, g, n, r, p).permute(0, 1, 3, 4, 2).reshape(b, heads, p, n)
-
-    return y.reshape(b, k * chunk, heads, p)[:, :length].to(wide), state

@@ -1,0 +1,130 @@
+"""The mixer of Mamba-2 (arXiv 2405.21060): in place of attention, a short convolution, a state-space scan and a gate.
+
+B batch   L tokens   D embed_dim   E = expand*D width of the mixer   n d_state
+"""
+
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from patchscale.models.causal_conv import causal_conv
+from patchscale.models.mixing import mix_by_stretches
+from patchscale.models.norms import GatedRMSNorm
+from patchscale.models.reading_order import reading_order
+from patchscale.models.ssd import AUTO, ssd_scan
+from patchscale.models.ssd.chunked import CHUNK_SIZE
+from patchscale.models.ssd.selection import check_backend_name
+
+# On a CPU a mixer works on stretches of a sequence that its caches hold: so many outputs of in_proj for each thread.
+ELEMENTS_PER_STRETCH = 2**20
+
+
+class Mamba2Mixer(nn.Module):
+    """A gated, short-convolved state-space scan over tokens [B, L, D], causal.
+
+    One group: all heads share B and C. The state of a head is headdim x d_state numbers.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        *,
+        d_state: int = 64,
+        headdim: int = 64,
+        expand: int = 2,
+        d_conv: int = 4,
+        ssd_backend: str = AUTO,
+        chunk_size: int | None = None,
+    ) -> None:
+        super().__init__()
+        check_backend_name(ssd_backend)
+        self.d_inner = expand * embed_dim
+        self.d_state = d_state
+        self.headdim = headdim
+        self.num_heads = self.d_inner // headdim
+        self.ssd_backend = ssd_backend
+        self.chunk_size = chunk_size
+
+        d_conv_channels = self.d_inner + 2 * d_state  # x, B and C pass the convolution
+        self.in_proj = nn.Linear(embed_dim, self.d_inner + d_conv_channels + self.num_heads, bias=False)
+        self.conv1d = nn.Conv1d(d_conv_channels, d_conv_channels, d_conv, groups=d_conv_channels)
+        self.dt_bias = nn.Parameter(_inverse_softplus(_log_uniform(self.num_heads, 1e-3, 1e-1)))
+        self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
+        self.D = nn.Parameter(torch.ones(self.num_heads))
+        self.norm = GatedRMSNorm(self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, embed_dim, bias=False)
+
+    def forward(self, u: Tensor, mean: Tensor | None = None, backwards: bool = False) -> Tensor:
+        """[B, L, D] -> [B, L, D]; a token depends on itself and what is read before it.
+
+        A `mean` [B, 1, D] is read first of all; `backwards` all tokens but the last are read in opposite order.
+        """
+        projected, projected_mean = self.in_proj(u), None if mean is None else self.in_proj(mean)
+        order = reading_order(
+            u.shape[1],
+            has_mean=mean is not None,
+            backwards=backwards,
+            tokens_per_stretch=self._tokens_per_stretch(u),
+        )
+        if len(order) == 1:
+            mixed, _ = self._mix(order[0].read(projected, projected_mean), None, is_last=True)
+            mixed = order[0].restore(mixed)
+        else:
+            mixed = mix_by_stretches(self._mix, order, projected, projected_mean, self._mixing_parameters())
+        return self.out_proj(mixed)
+
+    def _mix(
+        self, projected: Tensor, left: tuple[Tensor, ...] | None, is_last: bool
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """From in_proj to out_proj: [B, l, in_proj's outputs] -> [B, l, E], all tokens or a stretch of them.
+
+        What one stretch leaves to the next: the last inputs of the convolution, and the state of the scan.
+        """
+        z, xBC, dt = projected.split([self.d_inner, self.d_inner + 2 * self.d_state, self.num_heads], dim=-1)
+        d_conv = self.conv1d.kernel_size[0]
+        before, state = left or (xBC.new_zeros(len(xBC), d_conv - 1, xBC.shape[2]), None)
+        xBC = torch.cat([before, xBC], dim=1)
+        convolved = F.silu(causal_conv(xBC, *self.conv1d.parameters()))
+        x, B, C = convolved.split([self.d_inner, self.d_state, self.d_state], dim=-1)
+        scan = partial(
+            ssd_scan,
+            x.unflatten(-1, (self.num_heads, self.headdim)),
+            dt,
+            -torch.exp(self.A_log),
+            B.unsqueeze(2),
+            C.unsqueeze(2),
+            self.D,
+            dt_bias=self.dt_bias,
+            dt_softplus=True,
+            backend=self.ssd_backend,
+            chunk_size=self.chunk_size,
+            initial_state=state,
+        )
+        if is_last:
+            y, left = scan(), ()
+        else:
+            y, state = scan(return_final_state=True)
+            left = (xBC[:, 1 - d_conv :].clone(), state)  # a view would keep the whole stretch
+        return self.norm(y.flatten(2), z), left
+
+    def _mixing_parameters(self) -> list[Tensor]:
+        return [*self.conv1d.parameters(), self.dt_bias, self.A_log, self.D, self.norm.weight]
+
+    def _tokens_per_stretch(self, u: Tensor) -> int:
+        """How much of a sequence [B, L, D] to mix at once: what a CPU's caches hold; all of it on other devices."""
+        batch, length = u.shape[:2]
+        if u.device.type != "cpu" or torch.compiler.is_compiling():
+            return length
+        elements_per_token = batch * self.in_proj.out_features / torch.get_num_threads()
+        tokens = max(1, int(ELEMENTS_PER_STRETCH / elements_per_token / CHUNK_SIZE)) * CHUNK_SIZE
+        return tokens if length > 2 * tokens else length
+
+
+def _log_uniform(count: int, low: float, high: float) -> Tensor:
+    return low * (high / low) ** torch.rand(count)
+
+
+def _inverse_softplus(y: Tensor) -> Tensor:
+    return y + torch.log(-torch.expm1(-y))

@@ -1,0 +1,170 @@
+"""The mixer and its parts: convolution, gated norm, reading order, and mixing by stretches, against plain formulas."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import patchscale.models.mamba2 as mamba2
+from patchscale.models.causal_conv import causal_conv
+from patchscale.models.mamba2 import Mamba2Mixer
+from patchscale.models.norms import GatedRMSNorm
+from patchscale.models.reading_order import reading_order
+
+
+def leaf(*shape: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def gradients(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
+    weights = leaf(*out.shape, seed=99).detach().to(out.dtype)
+    return list(torch.autograd.grad((out * weights).sum(), leaves))
+
+
+@pytest.mark.parametrize(("length", "width"), [(1, 4), (3, 4), (9, 4), (5, 1)])
+def test_causal_conv_is_a_padded_depthwise_conv1d(length: int, width: int) -> None:
+    x, weight, bias = leaf(2, length, 6), leaf(6, 1, width, seed=1), leaf(6, seed=2)
+    padded = F.pad(x, (0, 0, width - 1, 0))
+    ours = causal_conv(padded, weight, bias)
+    truth = F.conv1d(padded.transpose(1, 2), weight, bias, groups=6).transpose(1, 2)
+    torch.testing.assert_close(ours, truth)
+    torch.testing.assert_close(gradients(ours, [x, weight, bias]), gradients(truth, [x, weight, bias]))
+
+
+def test_causal_conv_of_a_slice_of_wider_tokens() -> None:
+    wide, weight, bias = leaf(2, 9, 20), leaf(6, 1, 4, seed=1), leaf(6, seed=2)
+    ours = causal_conv(wide[..., 5:11], weight, bias)
+    truth = causal_conv(wide[..., 5:11].contiguous(), weight, bias)
+    torch.testing.assert_close(ours, truth)
+    torch.testing.assert_close(gradients(ours, [wide]), gradients(truth, [wide]))
+
+
+def test_compiled_causal_conv_is_the_same() -> None:
+    x, weight, bias = leaf(2, 9, 6), leaf(6, 1, 4, seed=1), leaf(6, seed=2)
+    compiled = torch.compile(causal_conv, fullgraph=True, backend="aot_eager")(x, weight, bias)
+    eager = causal_conv(x, weight, bias)
+    torch.testing.assert_close(compiled, eager)
+    torch.testing.assert_close(gradients(compiled, [x, weight, bias]), gradients(eager, [x, weight, bias]))
+
+
+def test_gated_norm_is_its_formula() -> None:
+    y, z = leaf(2, 5, 8), leaf(2, 5, 8, seed=1)
+    norm = GatedRMSNorm(8).double()
+    nn.init.normal_(norm.weight)
+    gated = y * F.silu(z)
+    truth = gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
+    ours = norm(y, z)
+    torch.testing.assert_close(ours, truth)
+    leaves = [y, z, norm.weight]
+    torch.testing.assert_close(gradients(ours, leaves), gradients(truth, leaves))
+    assert norm(y.bfloat16(), z.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("has_mean", [False, True])
+@pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("tokens_per_stretch", [1, 3, 4, 9, 100])
+def test_reading_order(has_mean: bool, backwards: bool, tokens_per_stretch: int) -> None:
+    length = 10
+    tokens, mean = torch.arange(float(length)).view(1, length, 1), torch.full((1, 1, 1), -1.0)
+    order = reading_order(length, has_mean=has_mean, backwards=backwards, tokens_per_stretch=tokens_per_stretch)
+    read = [stretch.read(tokens, mean if has_mean else None) for stretch in order]
+    patches = list(range(length - 1))
+    expected = [-1] * has_mean + (patches[::-1] if backwards else patches) + [length - 1]
+    assert torch.cat(read, dim=1).flatten().tolist() == expected
+
+    back, mean_back = torch.full_like(tokens, torch.nan), torch.full_like(mean, torch.nan)
+    for stretch, part in zip(order, read, strict=True):
+        stretch.write(part, back, mean_back)
+    assert torch.equal(back, tokens)
+    assert not has_mean or torch.equal(mean_back, mean)
+    if len(order) == 1:
+        assert torch.equal(order[0].restore(read[0]), tokens)
+
+
+def mixer_results(mixer: Mamba2Mixer, *, backwards: bool) -> dict[str, Tensor]:
+    u, mean = leaf(2, 150, 32), leaf(2, 1, 32, seed=1)
+    out = mixer(u, mean=mean, backwards=backwards)
+    leaves = {"u": u, "mean": mean, **dict(mixer.named_parameters())}
+    return {"out": out.detach()} | dict(zip(leaves, gradients(out, list(leaves.values())), strict=True))
+
+
+@pytest.fixture
+def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stretches of one chunk of 64 tokens: 150 tokens are three of them."""
+    monkeypatch.setattr(mamba2, "ELEMENTS_PER_STRETCH", 1)
+
+
+@pytest.mark.parametrize("backwards", [False, True])
+def test_by_stretches_or_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch, backwards: bool) -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16).double()
+    assert mixer._tokens_per_stretch(leaf(2, 150, 32)) == 150
+    at_once = mixer_results(mixer, backwards=backwards)
+    monkeypatch.setattr(mamba2, "ELEMENTS_PER_STRETCH", 1)
+    assert mixer._tokens_per_stretch(leaf(2, 150, 32)) == 64
+    by_stretches = mixer_results(mixer, backwards=backwards)
+    for name, truth in at_once.items():
+        torch.testing.assert_close(by_stretches[name], truth, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.usefixtures("short_stretches")
+def test_by_stretches_a_token_still_depends_on_earlier_ones_only() -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16).double()
+    u = leaf(1, 200, 32)
+    (du,) = torch.autograd.grad(mixer(u)[:, 130].sum(), u)
+    assert (du[:, 131:] == 0).all()
+    assert (du[:, :131] != 0).any(-1).all()
+
+
+@pytest.mark.usefixtures("short_stretches")
+def test_by_stretches_under_autocast_forward_and_backward_agree() -> None:
+    """The backward pass computes stretches again, and must do so in the precision of the forward pass."""
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16)
+    u = leaf(2, 200, 32).detach().float().requires_grad_()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = mixer(u)
+    assert out.dtype == torch.bfloat16
+    (du,) = gradients(out.float(), [u])
+    (truth,) = gradients(mixer(u), [u])
+    assert du.dtype == torch.float32
+    assert (du - truth).norm() < 0.03 * truth.norm()
+
+
+@pytest.mark.usefixtures("short_stretches")
+def test_by_stretches_without_gradients() -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16)
+    u = torch.randn(2, 200, 32)
+    with torch.no_grad():
+        quiet = mixer(u)
+    torch.testing.assert_close(quiet, mixer(u).detach(), rtol=0, atol=0)
+    with torch.inference_mode():
+        torch.testing.assert_close(mixer(u), quiet, rtol=0, atol=0)
+
+
+def kept_for_backward(length: int) -> int:
+    """Bytes of distinct storages that the backward pass of a mixer keeps, weights left out."""
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16)
+    weights = {parameter.untyped_storage().data_ptr() for parameter in mixer.parameters()}
+    storages: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        out = mixer(torch.randn(1, length, 32, requires_grad=True))
+    assert out.requires_grad
+    return sum(size for pointer, size in storages.items() if pointer not in weights)
+
+
+def test_a_long_sequence_keeps_little_more_than_what_the_linear_layers_need(short_stretches: None) -> None:
+    """Input, output of in_proj, input of out_proj, and one state a stretch of 64 tokens."""
+    length = 64 * 40
+    numbers_per_token = 32 + Mamba2Mixer(32, d_state=8, headdim=16).in_proj.out_features + 64
+    state = 4 * 16 * 8 + 3 * (64 + 16)
+    assert kept_for_backward(length) <= 4 * (length * numbers_per_token + length / 64 * state) * 1.01
