@@ -7,14 +7,16 @@ from typing import Any
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from patchscale.config import RunConfig
 from patchscale.costs.estimate import Cost, estimate_cost
 from patchscale.data.datasets import Splits, load_splits
 from patchscale.data.seeding import seeded
+from patchscale.models.adventurer import Adventurer
 from patchscale.models.drop_path import batch_rows
+from patchscale.models.ssd.selection import resolve_backend
 from patchscale.tasks import Task, build_task
 from patchscale.training.batches import Batch, TrainingOrder, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
@@ -99,6 +101,12 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
     with seeded(config.seed, "init"):
         task = build_task(config, splits)
     task.to(device).train()
+    if isinstance(task.backbone, Adventurer):
+        task.backbone.set_ssd_backend(config.execution.ssd_backend)
+        resolve_backend(config.execution.ssd_backend, device)  # refused now, if it cannot run here
+    ema = _moving_average(task, training.ema_decay)
+    if config.execution.compile:
+        _compile(task.backbone)
     return Setup(
         config=config,
         device=device,
@@ -118,7 +126,7 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
         state=TrainingState(
             task=task,
             optimizer=build_optimizer(task, training),
-            ema=_moving_average(task, training.ema_decay),
+            ema=ema,
             totals=Totals(),
         ),
     )
@@ -135,6 +143,15 @@ def _mixup(config: RunConfig, num_classes: int) -> Mixup | None:
         label_smoothing=training.label_smoothing,
         num_classes=num_classes,
     )
+
+
+def _compile(backbone: nn.Module) -> None:
+    """Compile what both tasks run, in place: no module is wrapped, so names of parameters stay as they are.
+
+    Random numbers are drawn as without compilation, so that drop path stays a function of (seed, step, image).
+    """
+    compiled = torch.compile(backbone.forward_features, options={"fallback_random": True})  # type: ignore[arg-type]
+    backbone.forward_features = compiled  # type: ignore[assignment]
 
 
 def _moving_average(task: Task, decay: float | None) -> ModelEmaV3 | None:

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 
 from patchscale.config import RunConfig
+from patchscale.models.adventurer import Adventurer
 from patchscale.models.parameters import count_parameters
+from patchscale.models.ssd.selection import resolve_backend
 from patchscale.provenance import git_commit, versions
 from patchscale.runs.record import RunDirectory
 from patchscale.shapes import SHAPES, format_img_size
@@ -83,6 +85,12 @@ def weights_kind(config: RunConfig) -> str:
     return "raw" if config.training.ema_decay is None else "ema"
 
 
+def _ssd_backend(setup: Setup) -> str | None:
+    """The implementation of the scan that ran; None for models without one."""
+    backbone = setup.task.backbone
+    return resolve_backend(backbone.ssd_backend, setup.device) if isinstance(backbone, Adventurer) else None
+
+
 def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
     """The one flat row of a finished run.
 
@@ -133,7 +141,7 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
         "device": setup.device.type,
         "device_name": device_name(setup.device),
         "precision": training.precision,
-        "ssd_backend": getattr(task.backbone, "ssd_backend", None),
+        "ssd_backend": _ssd_backend(setup),
         "pos_embed": model.pos_embed,
         "weights": weights_kind(config),
         "recipe": config.recipe,
