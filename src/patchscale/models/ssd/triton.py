@@ -101,9 +101,10 @@ def _batch_segment_other(segments, others):
 
 @triton.jit
 def _chunks(segment, chunks_per_segment, length, Q: tl.constexpr):
-    """First token and number of chunks of a segment; the last one may be shorter."""
-    first_token = segment * chunks_per_segment * Q
-    return first_token, tl.minimum(chunks_per_segment, tl.cdiv(length - first_token, Q))
+    """First chunk and number of chunks of a segment, and number of chunks of the sequence."""
+    first = segment * chunks_per_segment
+    of_sequence = tl.cdiv(length, Q)
+    return first, tl.minimum(chunks_per_segment, of_sequence - first), of_sequence
 
 
 @triton.jit
@@ -166,13 +167,10 @@ def _softplus(v):
 
 
 @triton.jit
-def _load_dt(ptr, tokens, stride, length, bias, SOFTPLUS: tl.constexpr):
-    """Steps of a chunk and what they were made of; zero beyond the sequence, where nothing is written or decays."""
-    raw = tl.load(ptr + tokens * stride, mask=tokens < length, other=0.0).to(tl.float32) + bias
-    dt = raw
-    if SOFTPLUS:
-        dt = _softplus(raw)
-    return tl.where(tokens < length, dt, 0.0), raw
+def _load_steps(ptr, chunk, Q: tl.constexpr):
+    """dt and a of a chunk, and a at its end, from the [chunks, 2, Q] of a head."""
+    ptr += chunk * (2 * Q)
+    return tl.load(ptr + tl.arange(0, Q)), tl.load(ptr + Q + tl.arange(0, Q)), tl.load(ptr + 2 * Q - 1)
 
 
 @triton.jit
@@ -187,15 +185,40 @@ def _dot(a, b):
 
 
 @triton.jit
+def _steps_kernel(
+    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
+    A_ptr, bias_ptr, steps_ptr,
+    length, heads, chunks,
+    Q: tl.constexpr, SOFTPLUS: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """dt and a of one chunk of a block of heads; padding at the end writes nothing and decays nothing: dt = 0."""
+    batch, chunk, block = _batch_segment_other(chunks, tl.cdiv(heads, BLOCK))
+    head = block * BLOCK + tl.arange(0, BLOCK)
+    token = chunk * Q + tl.arange(0, Q)
+    exist = (token < length)[:, None] & (head < heads)[None, :]
+    offsets = batch * dt_stride_b + token[:, None] * dt_stride_l + head[None, :] * dt_stride_h
+    dt = tl.load(dt_ptr + offsets, mask=exist, other=0.0).to(tl.float32)
+    if bias_ptr is not None:
+        dt += tl.load(bias_ptr + head, mask=head < heads, other=0.0).to(tl.float32)[None, :]
+    if SOFTPLUS:
+        dt = _softplus(dt)
+    dt = tl.where(exist, dt, 0.0)
+    A = tl.load(A_ptr + head, mask=head < heads, other=0.0).to(tl.float32)
+    a = tl.cumsum(dt * A[None, :], axis=0)
+    to = ((batch * heads + head) * chunks + chunk)[None, :] * (2 * Q) + tl.arange(0, Q)[:, None]
+    tl.store(steps_ptr + to, dt, mask=(head < heads)[None, :])
+    tl.store(steps_ptr + to + Q, a, mask=(head < heads)[None, :])
+
+
+@triton.jit
 def _segments_kernel(
     v_ptr, v_stride_b, v_stride_l, v_stride_h,
     k_ptr, k_stride_b, k_stride_l, k_stride_g,
-    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
-    A_ptr, bias_ptr,
+    steps_ptr,
     states_ptr, decays_ptr,
     length, heads, heads_per_group, segments, chunks_per_segment,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
-    SOFTPLUS: tl.constexpr, REVERSE: tl.constexpr,
+    REVERSE: tl.constexpr,
 ):  # fmt: skip
     """What each segment alone leaves behind it: writes x B^T in the order of time, or reads dy C^T against it.
 
@@ -205,19 +228,17 @@ def _segments_kernel(
     to_segment = segment + 1
     if REVERSE:
         segment, to_segment = to_segment, segment
-    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
+    first_chunk, chunks, all_chunks = _chunks(segment, chunks_per_segment, length, Q)
     v_ptr += batch * v_stride_b + head * v_stride_h
     k_ptr += batch * k_stride_b + head // heads_per_group * k_stride_g
-    dt_ptr += batch * dt_stride_b + head * dt_stride_h
-    A, bias = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head)
+    steps_ptr += (batch * heads + head) * all_chunks * (2 * Q)
 
     state = tl.zeros([BLOCK_P, BLOCK_N], tl.float32)
     log_decay = tl.zeros([], tl.float32)
     for i in range(0, chunks):
-        chunk = chunks - 1 - i if REVERSE else i
-        tokens = first_token + chunk * Q + tl.arange(0, Q)
-        dt, _ = _load_dt(dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
-        a, total = tl.cumsum(dt * A), tl.sum(dt * A)
+        chunk = first_chunk + (chunks - 1 - i if REVERSE else i)
+        tokens = chunk * Q + tl.arange(0, Q)
+        dt, a, total = _load_steps(steps_ptr, chunk, Q)
         weight = tl.exp(a) if REVERSE else dt * tl.exp(total - a)
         v = _load_rows(v_ptr, tokens, v_stride_l, length, P, BLOCK_P)
         k = _load_rows(k_ptr, tokens, k_stride_l, length, N, BLOCK_N)
@@ -251,29 +272,26 @@ def _forward_kernel(
     x_ptr, x_stride_b, x_stride_l, x_stride_h,
     B_ptr, B_stride_b, B_stride_l, B_stride_g,
     C_ptr, C_stride_b, C_stride_l, C_stride_g,
-    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
-    A_ptr, bias_ptr, D_ptr,
+    steps_ptr, D_ptr,
     states_ptr, y_ptr, final_state_ptr,
     length, heads, heads_per_group, segments, chunks_per_segment,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
     """y of one segment of one head."""
     batch, segment, head = _batch_segment_other(segments, heads)
-    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
+    first_chunk, chunks, all_chunks = _chunks(segment, chunks_per_segment, length, Q)
     x_ptr += batch * x_stride_b + head * x_stride_h
     B_ptr += batch * B_stride_b + head // heads_per_group * B_stride_g
     C_ptr += batch * C_stride_b + head // heads_per_group * C_stride_g
-    dt_ptr += batch * dt_stride_b + head * dt_stride_h
     y_ptr += (batch * length * heads + head) * P
-    A, bias, D = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head), _load_of_head(D_ptr, head)
+    steps_ptr += (batch * heads + head) * all_chunks * (2 * Q)
+    D = _load_of_head(D_ptr, head)
     past = tl.arange(0, Q)[:, None] >= tl.arange(0, Q)[None, :]  # l, s
 
     state = _load_state(states_ptr, (batch * segments + segment) * heads + head, P, N, BLOCK_P, BLOCK_N)
     for i in range(0, chunks):
-        tokens = first_token + i * Q + tl.arange(0, Q)
-        dt, _ = _load_dt(dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
-        a, total = tl.cumsum(dt * A), tl.sum(dt * A)
+        tokens = (first_chunk + i) * Q + tl.arange(0, Q)
+        dt, a, total = _load_steps(steps_ptr, first_chunk + i, Q)
         x = _load_rows(x_ptr, tokens, x_stride_l, length, P, BLOCK_P)
         B = _load_rows(B_ptr, tokens, B_stride_l, length, N, BLOCK_N)
         C = _load_rows(C_ptr, tokens, C_stride_l, length, N, BLOCK_N)
@@ -295,157 +313,150 @@ def _forward_kernel(
 
 
 @triton.jit
-def _backward_reads_kernel(
+def _backward_kernel(
     dy_ptr, dy_stride_b, dy_stride_l, dy_stride_h,
     x_ptr, x_stride_b, x_stride_l, x_stride_h,
     B_ptr, B_stride_b, B_stride_l, B_stride_g,
     C_ptr, C_stride_b, C_stride_l, C_stride_g,
     dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
-    A_ptr, bias_ptr,
-    states_ptr, dstates_ptr,
-    dC_ptr, reads_ptr, flow_ptr,
-    length, heads, heads_per_group, segments, chunks_per_segment, heads_per_block,
+    steps_ptr, A_ptr, bias_ptr, D_ptr,
+    dstates_ptr, reads_ptr, writes_ptr, flow_ptr,
+    dx_ptr, ddt_ptr, sums_ptr, dinitial_ptr,
+    length, heads, heads_per_group, segments, chunks_per_segment,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
     SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """dC of one segment, summed over a block of heads, in the order of time.
+    """dx, d dt, dA, dD and d dt_bias of one segment of one head, against the order of time.
 
-    Also what states cannot be asked for when going backwards in time: reads_l = <dy_l, what y_l read from the state
-    before its chunk>, and flow = <gradient of the state after the segment, that state>.
+    Tiles over pairs of tokens are [s, l]: written at s, read at l.
+    """
+    batch, segment, head = _batch_segment_other(segments, heads)
+    first_chunk, chunks, all_chunks = _chunks(segment, chunks_per_segment, length, Q)
+    x_ptr += batch * x_stride_b + head * x_stride_h
+    dy_ptr += batch * dy_stride_b + head * dy_stride_h
+    B_ptr += batch * B_stride_b + head // heads_per_group * B_stride_g
+    C_ptr += batch * C_stride_b + head // heads_per_group * C_stride_g
+    dt_ptr += batch * dt_stride_b + head * dt_stride_h
+    steps_ptr += (batch * heads + head) * all_chunks * (2 * Q)
+    of_head = batch * length * heads + head
+    A, bias, D = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head), _load_of_head(D_ptr, head)
+    s, t = tl.arange(0, Q)[:, None], tl.arange(0, Q)[None, :]
+    at = (batch * segments + segment) * heads + head
+
+    dstate = _load_state(dstates_ptr, at, P, N, BLOCK_P, BLOCK_N)
+    flow = tl.load(flow_ptr + at)
+    dA = tl.zeros([], tl.float32)
+    dD = tl.zeros([], tl.float32)
+    dbias = tl.zeros([], tl.float32)
+    for i in range(0, chunks):
+        chunk = first_chunk + chunks - 1 - i
+        tokens = chunk * Q + tl.arange(0, Q)
+        dt, a, total = _load_steps(steps_ptr, chunk, Q)
+        x = _load_rows(x_ptr, tokens, x_stride_l, length, P, BLOCK_P)
+        dy = _load_rows(dy_ptr, tokens, dy_stride_l, length, P, BLOCK_P)
+        B = _load_rows(B_ptr, tokens, B_stride_l, length, N, BLOCK_N)
+        C = _load_rows(C_ptr, tokens, C_stride_l, length, N, BLOCK_N)
+
+        # Gradient of u = dt x, from the states after the chunk and from the reads in it.
+        decay = tl.exp(tl.where(s <= t, a[None, :] - a[:, None], float("-inf")))
+        weights = _dot(B, tl.trans(C)) * decay
+        du = _dot(B, tl.trans(dstate).to(B.dtype)) * tl.exp(total - a)[:, None]
+        du += _dot(weights.to(dy.dtype), dy)
+        dx = dt[:, None] * du + D * dy
+        _store_rows(dx_ptr + of_head * P, dx.to(x.dtype), tokens, heads * P, length, P, BLOCK_P)
+
+        # Gradient of the log decay at t: what flows from s < t to l >= t, with s or l or both in other chunks too.
+        reads = tl.load(reads_ptr + of_head + tokens * heads, mask=tokens < length, other=0.0)
+        writes = tl.load(writes_ptr + of_head + tokens * heads, mask=tokens < length, other=0.0)
+        passing = tl.where(total > NOTHING_PASSES, flow - tl.sum(writes), 0.0)
+        flow = passing + tl.sum(reads)
+        paths = weights * dt[:, None] * _dot(x, tl.trans(dy))
+        paths = tl.cumsum(paths, axis=1, reverse=True)  # s, t: the sum over l >= t
+        dlog = tl.sum(tl.where(s < t, paths + writes[:, None], 0.0), axis=0)
+        dlog += tl.sum(tl.where(s >= t, reads[:, None], 0.0), axis=0) + passing
+
+        ddt = tl.sum(x * du, axis=1) + A * dlog
+        if SOFTPLUS:
+            raw = tl.load(dt_ptr + tokens * dt_stride_l, mask=tokens < length, other=0.0).to(tl.float32)
+            ddt *= tl.sigmoid(raw + bias)
+        ddt = tl.where(tokens < length, ddt, 0.0)
+        tl.store(ddt_ptr + of_head + tokens * heads, ddt, mask=tokens < length)
+        dA += tl.sum(dt * dlog)
+        dD += tl.sum(x.to(tl.float32) * dy)
+        dbias += tl.sum(ddt)
+
+        reading = (dy * tl.exp(a)[:, None]).to(dy.dtype)
+        dstate = dstate * tl.exp(total) + _dot(tl.trans(reading), C)
+
+    tl.store(sums_ptr + at * 3, dA)
+    tl.store(sums_ptr + at * 3 + 1, dD)
+    tl.store(sums_ptr + at * 3 + 2, dbias)
+    if segment == 0:
+        _store_state(dinitial_ptr, batch * heads + head, dstate, P, N, BLOCK_P, BLOCK_N)
+
+
+@triton.jit
+def _backward_keys_kernel(
+    v_ptr, v_stride_b, v_stride_l, v_stride_h,
+    k_ptr, k_stride_b, k_stride_l, k_stride_g,
+    other_v_ptr, other_v_stride_b, other_v_stride_l, other_v_stride_h,
+    other_k_ptr, other_k_stride_b, other_k_stride_l, other_k_stride_g,
+    steps_ptr,
+    states_ptr, border_states_ptr,
+    dk_ptr, through_border_ptr, flow_ptr,
+    length, heads, heads_per_group, segments, chunks_per_segment, heads_per_block,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
+    REVERSE: tl.constexpr,
+):  # fmt: skip
+    """dC (v = dy, k = C, others x and B) in the order of time, or dB (v = x, k = B, others dy and C) against it.
+
+    Of one segment, and summed over a block of heads. Also of each token the part of <dC, C> or <dB, B> that went
+    through the border of its chunk.
     """
     blocks = heads // heads_per_block
     batch, segment, block = _batch_segment_other(segments, blocks)
-    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
+    first_chunk, chunks, all_chunks = _chunks(segment, chunks_per_segment, length, Q)
     group = block * heads_per_block // heads_per_group
-    B_ptr += batch * B_stride_b + group * B_stride_g
-    C_ptr += batch * C_stride_b + group * C_stride_g
-    dC_ptr += (batch * length * blocks + block) * N
-    past = tl.arange(0, Q)[:, None] >= tl.arange(0, Q)[None, :]  # l, s
+    k_ptr += batch * k_stride_b + group * k_stride_g
+    other_k_ptr += batch * other_k_stride_b + group * other_k_stride_g
+    dk_ptr += (batch * length * blocks + block) * N
+    row, column = tl.arange(0, Q)[:, None], tl.arange(0, Q)[None, :]
 
     for j in range(0, heads_per_block):
         head = block * heads_per_block + j
-        head_x_ptr = x_ptr + batch * x_stride_b + head * x_stride_h
-        head_dy_ptr = dy_ptr + batch * dy_stride_b + head * dy_stride_h
-        head_dt_ptr = dt_ptr + batch * dt_stride_b + head * dt_stride_h
-        head_reads_ptr = reads_ptr + batch * length * heads + head
-        A, bias = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head)
+        head_v_ptr = v_ptr + batch * v_stride_b + head * v_stride_h
+        head_other_v_ptr = other_v_ptr + batch * other_v_stride_b + head * other_v_stride_h
+        head_steps_ptr = steps_ptr + (batch * heads + head) * all_chunks * (2 * Q)
+        head_through_border_ptr = through_border_ptr + batch * length * heads + head
         at = (batch * segments + segment) * heads + head
 
         state = _load_state(states_ptr, at, P, N, BLOCK_P, BLOCK_N)
         for i in range(0, chunks):
-            tokens = first_token + i * Q + tl.arange(0, Q)
-            dt, _ = _load_dt(head_dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
-            a, total = tl.cumsum(dt * A), tl.sum(dt * A)
-            x = _load_rows(head_x_ptr, tokens, x_stride_l, length, P, BLOCK_P)
-            dy = _load_rows(head_dy_ptr, tokens, dy_stride_l, length, P, BLOCK_P)
-            B = _load_rows(B_ptr, tokens, B_stride_l, length, N, BLOCK_N)
-            C = _load_rows(C_ptr, tokens, C_stride_l, length, N, BLOCK_N)
+            chunk = first_chunk + (chunks - 1 - i if REVERSE else i)
+            tokens = chunk * Q + tl.arange(0, Q)
+            dt, a, total = _load_steps(head_steps_ptr, chunk, Q)
+            reading, writing = tl.exp(a), dt * tl.exp(total - a)
+            v = _load_rows(head_v_ptr, tokens, v_stride_l, length, P, BLOCK_P)
+            k = _load_rows(k_ptr, tokens, k_stride_l, length, N, BLOCK_N)
+            other_v = _load_rows(head_other_v_ptr, tokens, other_v_stride_l, length, P, BLOCK_P)
+            other_k = _load_rows(other_k_ptr, tokens, other_k_stride_l, length, N, BLOCK_N)
 
-            dC = _dot(dy, state.to(dy.dtype)) * tl.exp(a)[:, None]
-            tl.store(head_reads_ptr + tokens * heads, tl.sum(dC * C, axis=1), mask=tokens < length)
-            decay = tl.exp(tl.where(past, a[:, None] - a[None, :], float("-inf")))
-            dscores = _dot(dy, tl.trans(x)) * decay * dt[None, :]
-            dC += _dot(dscores.to(B.dtype), B)
-            _add_rows(dC_ptr, dC, j == 0, tokens, blocks * N, length, N, BLOCK_N)
+            dk = _dot(v, state.to(v.dtype)) * (writing if REVERSE else reading)[:, None]
+            tl.store(head_through_border_ptr + tokens * heads, tl.sum(dk * k, axis=1), mask=tokens < length)
+            if REVERSE:
+                decay = tl.exp(tl.where(row <= column, a[None, :] - a[:, None], float("-inf"))) * dt[:, None]
+            else:
+                decay = tl.exp(tl.where(row >= column, a[:, None] - a[None, :], float("-inf"))) * dt[None, :]
+            dscores = _dot(v, tl.trans(other_v)) * decay
+            dk += _dot(dscores.to(k.dtype), other_k)
+            _add_rows(dk_ptr, dk, j == 0, tokens, blocks * N, length, N, BLOCK_N)
 
-            writes = (x * (dt * tl.exp(total - a))[:, None]).to(x.dtype)
-            state = state * tl.exp(total) + _dot(tl.trans(writes), B)
+            other_v = (other_v * (reading if REVERSE else writing)[:, None]).to(v.dtype)
+            state = state * tl.exp(total) + _dot(tl.trans(other_v), other_k)
 
-        dstate = _load_state(dstates_ptr, at, P, N, BLOCK_P, BLOCK_N)
-        tl.store(flow_ptr + at, tl.sum(state * dstate))
-        tl.debug_barrier()  # the next head adds to what this one stored
-
-
-@triton.jit
-def _backward_writes_kernel(
-    dy_ptr, dy_stride_b, dy_stride_l, dy_stride_h,
-    x_ptr, x_stride_b, x_stride_l, x_stride_h,
-    B_ptr, B_stride_b, B_stride_l, B_stride_g,
-    C_ptr, C_stride_b, C_stride_l, C_stride_g,
-    dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
-    A_ptr, bias_ptr, D_ptr,
-    dstates_ptr, reads_ptr, flow_ptr,
-    dx_ptr, dB_ptr, ddt_ptr, sums_ptr, dinitial_ptr,
-    length, heads, heads_per_group, segments, chunks_per_segment, heads_per_block,
-    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
-    SOFTPLUS: tl.constexpr,
-):  # fmt: skip
-    """All gradients but dC, of one segment and a block of heads, against the order of time.
-
-    Tiles over pairs of tokens are [s, l]: written at s, read at l.
-    """
-    blocks = heads // heads_per_block
-    batch, segment, block = _batch_segment_other(segments, blocks)
-    first_token, chunks = _chunks(segment, chunks_per_segment, length, Q)
-    group = block * heads_per_block // heads_per_group
-    B_ptr += batch * B_stride_b + group * B_stride_g
-    C_ptr += batch * C_stride_b + group * C_stride_g
-    dB_ptr += (batch * length * blocks + block) * N
-    s, t = tl.arange(0, Q)[:, None], tl.arange(0, Q)[None, :]
-
-    for j in range(0, heads_per_block):
-        head = block * heads_per_block + j
-        head_x_ptr = x_ptr + batch * x_stride_b + head * x_stride_h
-        head_dy_ptr = dy_ptr + batch * dy_stride_b + head * dy_stride_h
-        head_dt_ptr = dt_ptr + batch * dt_stride_b + head * dt_stride_h
-        head_row = batch * length * heads + head
-        A, bias, D = _load_of_head(A_ptr, head), _load_of_head(bias_ptr, head), _load_of_head(D_ptr, head)
-        at = (batch * segments + segment) * heads + head
-
-        dstate = _load_state(dstates_ptr, at, P, N, BLOCK_P, BLOCK_N)
-        flow = tl.load(flow_ptr + at)
-        dA = tl.zeros([], tl.float32)
-        dD = tl.zeros([], tl.float32)
-        dbias = tl.zeros([], tl.float32)
-        for i in range(0, chunks):
-            tokens = first_token + (chunks - 1 - i) * Q + tl.arange(0, Q)
-            dt, raw = _load_dt(head_dt_ptr, tokens, dt_stride_l, length, bias, SOFTPLUS)
-            a, total = tl.cumsum(dt * A), tl.sum(dt * A)
-            to_end = tl.exp(total - a)
-            x = _load_rows(head_x_ptr, tokens, x_stride_l, length, P, BLOCK_P)
-            dy = _load_rows(head_dy_ptr, tokens, dy_stride_l, length, P, BLOCK_P)
-            B = _load_rows(B_ptr, tokens, B_stride_l, length, N, BLOCK_N)
-            C = _load_rows(C_ptr, tokens, C_stride_l, length, N, BLOCK_N)
-            reads = tl.load(reads_ptr + head_row + tokens * heads, mask=tokens < length, other=0.0)
-
-            # Gradient of u = dt x, from the states after the chunk and from the reads in it.
-            decay = tl.exp(tl.where(s <= t, a[None, :] - a[:, None], float("-inf")))
-            scores = _dot(B, tl.trans(C))
-            du = _dot(B, tl.trans(dstate).to(B.dtype)) * to_end[:, None]
-            writes = dt * tl.sum(x * du, axis=1)  # <u_s, what later chunks read of it>
-            du += _dot((scores * decay).to(dy.dtype), dy)
-            dx = dt[:, None] * du + D * dy
-            _store_rows(dx_ptr + head_row * P, dx.to(x.dtype), tokens, heads * P, length, P, BLOCK_P)
-
-            dscores = _dot(x, tl.trans(dy)) * decay * dt[:, None]
-            dB = _dot(x, dstate.to(x.dtype)) * (dt * to_end)[:, None]
-            dB += _dot(dscores.to(C.dtype), C)
-            _add_rows(dB_ptr, dB, j == 0, tokens, blocks * N, length, N, BLOCK_N)
-
-            # Gradient of the log decay at t: what flows from s < t to l >= t, with s or l or both in other chunks too.
-            passing = tl.where(total > NOTHING_PASSES, flow - tl.sum(writes), 0.0)
-            to_reads = tl.cumsum(scores * dscores, axis=1, reverse=True)  # s, t: the sum over l >= t
-            dlog = tl.sum(tl.where(s < t, to_reads + writes[:, None], 0.0), axis=0)
-            dlog += tl.sum(tl.where(s >= t, reads[:, None], 0.0), axis=0) + passing
-            flow = passing + tl.sum(reads)
-
-            dA += tl.sum(dt * dlog)
-            dD += tl.sum(x.to(tl.float32) * dy)
-            ddt = tl.sum(x * du, axis=1) + A * dlog
-            if SOFTPLUS:
-                ddt *= tl.sigmoid(raw)
-            ddt = tl.where(tokens < length, ddt, 0.0)
-            dbias += tl.sum(ddt)
-            tl.store(ddt_ptr + head_row + tokens * heads, ddt, mask=tokens < length)
-
-            reading = (dy * tl.exp(a)[:, None]).to(dy.dtype)
-            dstate = dstate * tl.exp(total) + _dot(tl.trans(reading), C)
-
-        tl.store(sums_ptr + at * 3, dA)
-        tl.store(sums_ptr + at * 3 + 1, dD)
-        tl.store(sums_ptr + at * 3 + 2, dbias)
-        if segment == 0:
-            _store_state(dinitial_ptr, batch * heads + head, dstate, P, N, BLOCK_P, BLOCK_N)
+        if not REVERSE:
+            dstate = _load_state(border_states_ptr, at, P, N, BLOCK_P, BLOCK_N)
+            tl.store(flow_ptr + at, tl.sum(state * dstate))
         tl.debug_barrier()  # the next head adds to what this one stored
 
 
@@ -475,6 +486,7 @@ class _Scan:
         self.heads_per_group = self.heads // self.groups
         self.chunk = triton.next_power_of_2(max(16, min(chunk_size, LARGEST_CHUNK, self.length)))
         self.chunks_per_segment, self.segments, self.heads_per_block = self._cut()
+        self.steps = self._steps()
 
     def _cut(self) -> tuple[int, int, int]:
         """Chunks of a segment, segments, and heads whose dB and dC one program sums: programs enough for the device."""
@@ -489,6 +501,27 @@ class _Scan:
         heads_per_block = next((n for n in sizes_of_block if self.batch * segments * self.heads // n >= enough), 1)
         return per_segment, segments, heads_per_block
 
+    def _steps(self) -> Tensor:
+        """dt, and its product with A summed up from the start of each chunk [b, h, chunks, 2, Q]."""
+        chunks = triton.cdiv(self.length, self.chunk)
+        steps = self._new(self.heads, chunks, 2, self.chunk)
+        block = 16
+        self._launch(
+            _steps_kernel,
+            chunks * triton.cdiv(self.heads, block),
+            *_with_strides(self.dt),
+            self.A,
+            self.dt_bias,
+            steps,
+            self.length,
+            self.heads,
+            chunks,
+            Q=self.chunk,
+            SOFTPLUS=self.dt_softplus,
+            BLOCK=block,
+        )
+        return steps
+
     def forward(self, initial_state: Tensor | None, return_final_state: bool) -> tuple[Tensor, Tensor | None]:
         """y, and the final state if it is asked for."""
         states = self._handed_over(initial_state, self.x, self.B, reverse=False)
@@ -497,9 +530,8 @@ class _Scan:
         self._launch(
             _forward_kernel,
             self.segments * self.heads,
-            *_with_strides(self.x, self.B, self.C, self.dt),
-            self.A,
-            self.dt_bias,
+            *_with_strides(self.x, self.B, self.C),
+            self.steps,
             self.D,
             states,
             y,
@@ -512,53 +544,36 @@ class _Scan:
     def backward(self, dy: Tensor, dfinal_state: Tensor | None, initial_state: Tensor | None) -> dict[str, Tensor]:
         """Gradients by name, in float32 but for that of x; those of what was left out have no meaning."""
         dy = _with_contiguous_rows(dy)
-        tensors = _with_strides(dy, self.x, self.B, self.C, self.dt)
-        blocks = self.heads // self.heads_per_block
-        sizes = (*self._sizes(), self.heads_per_block)
-
-        dstates = self._handed_over(dfinal_state, dy, self.C, reverse=True)
         states = self._handed_over(initial_state, self.x, self.B, reverse=False)
-        dC_of_blocks = self._new(self.length, blocks, self.d_state)
-        reads, flow = self._new(self.length, self.heads), self._new(self.segments, self.heads)
-        self._launch(
-            _backward_reads_kernel,
-            self.segments * blocks,
-            *tensors,
-            self.A,
-            self.dt_bias,
-            states,
-            dstates,
-            dC_of_blocks,
-            reads,
-            flow,
-            *sizes,
-            **self._tile(),
-        )
-        dC = self._sum_blocks(dC_of_blocks)
-        del states, dC_of_blocks  # their memory serves again below
+        dstates = self._handed_over(dfinal_state, dy, self.C, reverse=True)
+
+        flow = self._new(self.segments, self.heads)
+        dC, reads = self._keys_backward(dy, self.C, self.x, self.B, states, dstates, flow, reverse=False)
+        dB, writes = self._keys_backward(self.x, self.B, dy, self.C, dstates, None, None, reverse=True)
 
         dx = torch.empty(self.x.shape, dtype=self.x.dtype, device=self.x.device)
-        dB_of_blocks = self._new(self.length, blocks, self.d_state)
         ddt = self._new(self.length, self.heads)
         sums = self._new(self.segments, self.heads, 3)
         dinitial_state = self._new(self.heads, self.headdim, self.d_state)
         self._launch(
-            _backward_writes_kernel,
-            self.segments * blocks,
-            *tensors,
+            _backward_kernel,
+            self.segments * self.heads,
+            *_with_strides(dy, self.x, self.B, self.C, self.dt),
+            self.steps,
             self.A,
             self.dt_bias,
             self.D,
             dstates,
             reads,
+            writes,
             flow,
             dx,
-            dB_of_blocks,
             ddt,
             sums,
             dinitial_state,
-            *sizes,
+            *self._sizes(),
             **self._tile(),
+            SOFTPLUS=self.dt_softplus,
         )
         dA, dD, ddt_bias = (
             total.clone() for total in sums.sum(dim=(0, 1)).unbind(-1)
@@ -567,7 +582,7 @@ class _Scan:
             "x": dx,
             "dt": ddt,
             "A": dA,
-            "B": self._sum_blocks(dB_of_blocks),
+            "B": dB,
             "C": dC,
             "D": dD,
             "dt_bias": ddt_bias,
@@ -584,9 +599,8 @@ class _Scan:
         self._launch(
             _segments_kernel,
             (self.segments - 1) * self.heads,
-            *_with_strides(v, k, self.dt),
-            self.A,
-            self.dt_bias,
+            *_with_strides(v, k),
+            self.steps,
             states,
             decays,
             *self._sizes(),
@@ -608,9 +622,38 @@ class _Scan:
         )
         return states
 
-    def _sum_blocks(self, partial: Tensor) -> Tensor:
-        """[b, l, blocks, n] -> [b, l, g, n]."""
-        return partial.unflatten(2, (self.groups, -1)).sum(3)
+    def _keys_backward(
+        self,
+        v: Tensor,
+        k: Tensor,
+        other_v: Tensor,
+        other_k: Tensor,
+        states: Tensor | None,
+        border_states: Tensor | None,
+        flow: Tensor | None,
+        *,
+        reverse: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """Gradient of k (C, or B if reversed) [b, l, g, n], and what of <dk, k> crosses chunks [b, l, h]."""
+        blocks = self.heads // self.heads_per_block
+        dk_of_blocks = self._new(self.length, blocks, self.d_state)
+        through_border = self._new(self.length, self.heads)
+        self._launch(
+            _backward_keys_kernel,
+            self.segments * blocks,
+            *_with_strides(v, k, other_v, other_k),
+            self.steps,
+            states,
+            border_states,
+            dk_of_blocks,
+            through_border,
+            flow,
+            *self._sizes(),
+            self.heads_per_block,
+            **self._tile(),
+            REVERSE=reverse,
+        )
+        return dk_of_blocks.unflatten(2, (self.groups, -1)).sum(3), through_border
 
     def _new(self, *shape: int) -> Tensor:
         return torch.empty((self.batch, *shape), dtype=torch.float32, device=self.x.device)
@@ -622,7 +665,7 @@ class _Scan:
         """Constants that kernels are compiled for."""
         P, N = self.headdim, self.d_state
         block_p, block_n = (max(16, triton.next_power_of_2(size)) for size in (P, N))
-        return {"P": P, "N": N, "BLOCK_P": block_p, "BLOCK_N": block_n, "Q": self.chunk, "SOFTPLUS": self.dt_softplus}
+        return {"P": P, "N": N, "BLOCK_P": block_p, "BLOCK_N": block_n, "Q": self.chunk}
 
     def _launch(self, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         """Run `programs` for each sequence of the batch."""
