@@ -1,6 +1,7 @@
 """Whole models at other sizes: what must not change does not, what is resampled answers as before."""
 
 import copy
+import pickle
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,7 +27,8 @@ SIZED = ("patch_embed.proj.weight", "pos_embed")
 NAMES = (
     *("adventurer_test", "vit_test", "test_vit"),
     *("vit_small_patch14_reg4_dinov2", "deit_tiny_distilled_patch16_224", "cait_xxs24_224"),  # tables of other forms
-    *("vit_small_patch16_dinov3", "eva02_tiny_patch14_224", "test_vit_relpos"),  # rotary, both, relative
+    *("vit_small_patch16_dinov3", "eva02_tiny_patch14_224"),  # rotary, and both
+    *(name for name in ("test_vit_relpos",) if timm.is_model(name)),  # relative; older timm cannot resize it
 )
 
 
@@ -46,16 +48,10 @@ def logits(model: nn.Module, seed: int = 1) -> Tensor:
         return model(images.to(model.cls_token))
 
 
-def skip_without_set_input_size(model: nn.Module) -> None:
-    if "relpos" in model.model_name and not hasattr(model, "set_input_size"):
-        pytest.skip("this timm cannot resize relative positions")
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_a_converted_model_is_the_one_built_at_that_size(name: str) -> None:
     """All weights but the resampled ones are bit-equal, and so are the buffers that follow from the size."""
     model = build(name)
-    skip_without_set_input_size(model)
     before = copy.deepcopy(model.state_dict())
     new, report = convert(model, patch_size=2, img_size=(8, 12))
     after = new.state_dict()
@@ -66,13 +62,14 @@ def test_a_converted_model_is_the_one_built_at_that_size(name: str) -> None:
     reference = create_model(name, patch_size=2, img_size=(8, 12), num_classes=3).eval()
     reference.load_state_dict(after)
     assert torch.equal(logits(new), logits(reference))
+    assert torch.equal(logits(pickle.loads(pickle.dumps(new))), logits(reference))
     assert (new.patch_size, new.img_size) == (2, (8, 12))
     assert new.forward_feature_map(torch.zeros(1, 3, 8, 12)).shape[2:] == (4, 6)
     for (key, buffer), (_, built) in zip(new.named_buffers(), reference.named_buffers(), strict=True):
         assert torch.equal(buffer, built), key
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["adventurer_test", "vit_test", "test_vit", "eva02_tiny_patch14_224"])
 def test_identity_changes_no_bit(name: str) -> None:
     model = build(name)
     for options in ({}, {"patch_size": 4}, {"img_size": 16}, {"patch_size": 4, "img_size": (16, 16)}):
@@ -129,6 +126,25 @@ def test_response_error_is_zero_exactly_when_nothing_is_lost(old: int, new: int,
         assert error < 1e-9
     else:
         assert 1e-3 < error < 1.5
+
+
+def test_the_report_does_not_depend_on_the_default_device() -> None:
+    model = build()
+    _, expected_report = convert(model, patch_size=2, img_size=8)
+    with torch.device("meta"):
+        _, report = convert(model, patch_size=2, img_size=8)
+    assert report == expected_report
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adventurer_test", "vit_test"])
+def test_a_model_on_a_gpu_stays_there(name: str) -> None:
+    model = build(name)
+    new, report = convert(model.cuda(), patch_size=2, img_size=8)
+    assert {tensor.device.type for tensor in (*new.parameters(), *new.buffers())} == {"cuda"}
+    on_cpu, same_report = convert(model.cpu(), patch_size=2, img_size=8)
+    assert report == same_report
+    assert all(torch.equal(tensor.cpu(), on_cpu.state_dict()[key]) for key, tensor in new.state_dict().items())
 
 
 def smooth_kernels() -> Tensor:
@@ -214,7 +230,7 @@ def modes(model: nn.Module) -> Iterator[Any]:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", ["adventurer_test", "vit_test", "cait_xxs24_224"])
+@pytest.mark.parametrize("name", ["adventurer_test", "vit_test", "test_vit"])
 def test_what_the_model_was_set_to_is_kept(name: str, dtype: torch.dtype, training: bool) -> None:
     model = build(name, drop_path_rate=0.2).to(dtype).train(training)
     for index, parameter in enumerate(model.parameters()):

@@ -327,7 +327,7 @@ def _check_names(weights: Weights, found: Any, wanted: Any, model: nn.Module) ->
 def _check_flip_schedule(weights: Weights, model: nn.Module) -> str:
     """Refuse the wrong schedule; returns what to say if the file does not tell its own."""
     stated, own = weights.header.get("flip_schedule"), getattr(model, "flip_schedule", None)
-    if own is None or stated == own:
+    if own is None or own == (stated or "released"):
         return ""
     if stated is None:
         return f"flip_schedule={own!r} is the model's; the file does not tell (published weights: 'released')"

@@ -115,10 +115,10 @@ def resize_pos_embed(
 
 def _natural_patches(count: int, channels: int, height: int, width: int) -> Tensor:
     """Seeded noise [count, channels, height, width] with amplitude 1/f, cut from images of twice the size; float64."""
-    generator = torch.Generator().manual_seed(0)
     sides = 2 * height, 2 * width
-    white = torch.randn(count, channels, *sides, dtype=torch.float64, generator=generator)
-    rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64) for side in sides)
+    generator = torch.Generator().manual_seed(0)
+    white = torch.randn(count, channels, *sides, dtype=torch.float64, generator=generator, device="cpu")
+    rows, columns = (torch.fft.fftfreq(side, dtype=torch.float64, device="cpu") for side in sides)
     frequency = torch.hypot(rows[:, None], columns).clamp(min=1 / max(sides))  # the mean as the longest wave
     return torch.fft.ifft2(torch.fft.fft2(white) / frequency).real[..., :height, :width]
 
