@@ -93,6 +93,7 @@ def mixer_results(mixer: Mamba2Mixer, *, backwards: bool) -> dict[str, Tensor]:
 def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
     """Stretches of one chunk of 64 tokens: 150 tokens are three of them."""
     monkeypatch.setattr(mamba2, "ELEMENTS_PER_STRETCH", 1)
+    monkeypatch.setattr(mamba2, "STRETCHES_FROM_ELEMENTS", 1)
 
 
 @pytest.mark.parametrize("backwards", [False, True])
@@ -102,6 +103,7 @@ def test_by_stretches_or_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch, ba
     assert mixer._tokens_per_stretch(leaf(2, 150, 32)) == 150
     at_once = mixer_results(mixer, backwards=backwards)
     monkeypatch.setattr(mamba2, "ELEMENTS_PER_STRETCH", 1)
+    monkeypatch.setattr(mamba2, "STRETCHES_FROM_ELEMENTS", 1)
     assert mixer._tokens_per_stretch(leaf(2, 150, 32)) == 64
     by_stretches = mixer_results(mixer, backwards=backwards)
     for name, truth in at_once.items():

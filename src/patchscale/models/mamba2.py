@@ -17,8 +17,11 @@ from patchscale.models.ssd import AUTO, ssd_scan
 from patchscale.models.ssd.chunked import CHUNK_SIZE
 from patchscale.models.ssd.selection import check_backend_name
 
-# On a CPU a mixer works on stretches of a sequence that its caches hold: so many outputs of in_proj for each thread.
-ELEMENTS_PER_STRETCH = 2**20
+# On a CPU a mixer works on stretches of long sequences, which its caches hold and of which little need be kept. Counted
+# in outputs of in_proj. Measured on 2026-11-22: at 21 million of them 10 % faster and half the memory; at 5 million
+# computing stretches again in the backward pass costs 10 % more than caches save.
+ELEMENTS_PER_STRETCH = 2**20  # for each thread
+STRETCHES_FROM_ELEMENTS = 2**24
 
 
 class Mamba2Mixer(nn.Module):
@@ -115,11 +118,12 @@ class Mamba2Mixer(nn.Module):
     def _tokens_per_stretch(self, u: Tensor) -> int:
         """How much of a sequence [B, L, D] to mix at once: what a CPU's caches hold; all of it on other devices."""
         batch, length = u.shape[:2]
-        if u.device.type != "cpu" or torch.compiler.is_compiling():
+        elements_per_token = batch * self.in_proj.out_features
+        at_once = u.device.type != "cpu" or torch.compiler.is_compiling()
+        if at_once or length * elements_per_token < STRETCHES_FROM_ELEMENTS:
             return length
-        elements_per_token = batch * self.in_proj.out_features / torch.get_num_threads()
-        tokens = max(1, int(ELEMENTS_PER_STRETCH / elements_per_token / CHUNK_SIZE)) * CHUNK_SIZE
-        return tokens if length > 2 * tokens else length
+        tokens = ELEMENTS_PER_STRETCH * torch.get_num_threads() // elements_per_token
+        return max(1, tokens // CHUNK_SIZE) * CHUNK_SIZE
 
 
 def _log_uniform(count: int, low: float, high: float) -> Tensor:
