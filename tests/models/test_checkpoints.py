@@ -182,7 +182,7 @@ def test_the_weights_of_a_run(task: str, tmp_path: Path) -> None:
     assert loaded.flip_schedule == "alternate"
     assert loaded.img_size == (8, 16)
     report = load_checkpoint(build(img_size=(8, 16), num_classes=0), tmp_path / "model.safetensors")
-    heads = {"classification": ("backbone.head.weight",), "segmentation": ("head.weight", "head.bias")}
+    heads = {"classification": ("backbone.head.weight",), "segmentation": ("head.bias", "head.weight")}
     assert {name.removeprefix("backbone.") for name in heads[task]} <= set(report.left_out)
     with pytest.raises(UserError, match="trained with flip_schedule='alternate', the model has 'none'"):
         load_checkpoint(build(img_size=(8, 16), num_classes=0, flip_schedule="none"), tmp_path / "model.safetensors")
@@ -241,8 +241,8 @@ def test_heads(tmp_path: Path) -> None:
         own = model.head.weight.clone()
         report = load_checkpoint(model, path, head=head)  # type: ignore[arg-type]
         assert torch.equal(model.head.weight, own)
-        assert report.left_out == report.kept == ("head.weight", "head.bias")
-        assert "as they were in the model: head.weight, head.bias" in str(report)
+        assert report.left_out == report.kept == ("head.bias", "head.weight")
+        assert "as they were in the model: head.bias, head.weight" in str(report)
     model = build()
     own = model.head.weight.clone()
     assert load_checkpoint(model, path, head="auto").left_out == ()
@@ -251,7 +251,7 @@ def test_heads(tmp_path: Path) -> None:
     own = model.head.weight.clone()
     load_checkpoint(model, path, head="new")
     assert torch.equal(model.head.weight, own)
-    assert load_checkpoint(build(num_classes=0), path).left_out == ("head.weight", "head.bias")
+    assert load_checkpoint(build(num_classes=0), path).left_out == ("head.bias", "head.weight")
     headless = released_file(tmp_path / "none.pth", build(num_classes=0))
     with pytest.raises(UserError, match="file has no head, the model 5 classes; head='new'"):
         load_checkpoint(build(), headless)

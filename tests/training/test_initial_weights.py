@@ -57,8 +57,8 @@ def test_a_head_of_another_task_stays_new(make_run):
         drawn = build_task(config, set_up(config, torch.device("cpu")).splits).head.weight
     torch.testing.assert_close(start["head.weight"], drawn)
     log = run.log_path.read_text()
-    assert "not used from the file: head.weight, head.bias" in log
-    assert "as they were in the model: head.weight, head.bias" in log
+    assert "not used from the file: head.bias, head.weight" in log
+    assert "as they were in the model: head.bias, head.weight" in log
 
 
 def test_a_segmentation_head_goes_on(make_run):
@@ -80,7 +80,7 @@ def test_a_file_without_a_description_and_the_moving_average(make_run, tmp_path)
     torch.testing.assert_close(start["backbone.cls_token"], model.cls_token.detach())
     log = run.log_path.read_text()
     assert "flip_schedule='alternate' is the model's; the file does not tell (published weights: 'released')" in log
-    assert "as they were in the model: head.weight, head.bias" in log  # scenes have another number of classes
+    assert "as they were in the model: head.bias, head.weight" in log  # scenes have another number of classes
 
 
 def test_the_identity_is_that_of_the_content(make_run, tmp_path):

@@ -81,7 +81,7 @@ def load_into(model: nn.Module, weights: Weights, *, resize: bool = False, head:
     _check_names(weights, tensors.keys(), own.keys() - kept, model)
     note = _check_flip_schedule(weights, model)
     tensors, resampled = _at_sizes_of(model, weights, tensors, resize=resize)
-    wrong = [name for name, tensor in tensors.items() if tensor.shape != own[name].shape]
+    wrong = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
     if wrong:
         raise UserError(
             f"{weights.path}: weights of another model: {wrong[0]} is {_shape(tensors[wrong[0]])}, here "
@@ -96,7 +96,7 @@ def load_into(model: nn.Module, weights: Weights, *, resize: bool = False, head:
         loaded=tuple(tensors),
         resampled=tuple(resampled),
         left_out=(*(name for name in weights.tensors if name not in tensors), *weights.task_head),
-        kept=tuple(name for name in own if name in kept),
+        kept=tuple(sorted(kept)),
         note=note,
     )
 

@@ -128,7 +128,7 @@ def read_weights(path: str | Path, *, ema: bool = False) -> Weights:
     entry, state = _state_dict(path, content, ema=ema)
     if ema and not entry and header.get("weights") != "ema":
         raise UserError(f"{path}: holds no moving average; read it without ema")
-    state = _unwrapped(state)
+    state = _unwrapped(dict(sorted(state.items())))  # safetensors come in random order
     backbone = {name: tensor for name, tensor in state.items() if name.startswith(_BACKBONE)}
     return Weights(
         path=path,

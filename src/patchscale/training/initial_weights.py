@@ -38,7 +38,7 @@ def load_initial_weights(config: RunConfig, state: TrainingState) -> LoadReport:
             left_out=tuple(name for name in report.left_out if name not in found),
         )
     else:
-        report = replace(report, kept=(*report.kept, *own))
+        report = replace(report, kept=(*report.kept, *sorted(own)))
     if state.ema is not None:
         state.ema.set(task)
     return report
