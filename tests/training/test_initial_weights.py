@@ -162,5 +162,5 @@ def test_what_is_refused(given, message):
 
 def test_weights_of_another_model_are_refused(make_run, tmp_path):
     save_model(create_model("vit_nano", patch_size=8, img_size=16), tmp_path / "w.safetensors")
-    with pytest.raises(UserError, match="not the weights of this vit_test: unexpected blocks.2"):
+    with pytest.raises(UserError, match=r"not the weights of this vit_test: unexpected blocks\.2"):
         run_training(make_run(f"training.init_from={tmp_path / 'w.safetensors'}"))
