@@ -27,7 +27,7 @@ def plan(*overrides, before=None):
 
 def needed(overrides, micro_batch_size, *, checkpointing):
     """Free memory in GiB that a plan needs, with a little to spare."""
-    estimate = estimate_memory(build_config(TINY, overrides), 10, micro_batch_size)
+    estimate = estimate_memory(build_config(TINY, overrides), 10, micro_batch_size, CPU)
     return 1.001 * estimate.total(activation_checkpointing=checkpointing) / MEMORY_SHARE / GIB
 
 

@@ -5,12 +5,13 @@ more), data sets held in memory, loader processes.
 
 Activations are what autograd keeps from the forward pass for the backward pass: the inputs of matrix products, norms,
 gates, and of attention or scan. Residual sums and reshapes keep nothing. Per token and block, in numbers (D embed_dim,
-m mlp_dim; E d_inner, S d_state, H heads; c = E + 2S channels of the convolution):
+m mlp_dim; E d_inner, S d_state, H heads; P = 2E + 2S + H outputs of in_proj; c = E + 2S channels of the convolution):
 
-    ViT          8 D + 2 m                         inputs of norms 2D and of linear layers 3D + m; q, k, v 3D; GELU's m
-    Adventurer   4 D + 6 E + 2 S + H + 3 c + 4 m   inputs of norms 2D, of in_proj and SwiGLU 2D; out of in_proj
-                                                   2E + 2S + H; into and out of the convolution and its SiLU 3c;
-                                                   scan's output, gate, their product, normed 4E; SwiGLU 4m
+    ViT          8 D + 2 m              inputs of norms 2D and of linear layers 3D + m; q, k, v 3D; GELU's m
+    Adventurer   4 D + P + 3 c + 4 E    inputs of norms 2D, of in_proj and SwiGLU 2D; P; into and out of the convolution
+                 + 4 m                  and its SiLU 3c; scan's output, gate, their product, normed 4E; SwiGLU 4m
+      on a CPU   6 D + P + E + 4 m      norms keep 2D more; what lies between in_proj and out_proj is computed again,
+                                        stretch by stretch (`models/mixing.py`); if it is short, the scan keeps 6E more
 
 With bf16 autocast, matrix products and what they read take 2 bytes a number, norms and the residual stream 4. The
 score matrix of attention does not appear: fused attention never writes it. With activation checkpointing only the input
@@ -24,16 +25,23 @@ from typing import Literal
 
 from patchscale.costs.estimate import estimate_cost
 from patchscale.costs.params import PosEmbed
-from patchscale.shapes import SHAPES, ModelShape, ViTShape, image_height_width
+from patchscale.shapes import SHAPES, AdventurerShape, ViTShape, image_height_width
 
 FLOAT32 = 4
 IMAGE_BYTES_PER_PIXEL = 2 * 3 * FLOAT32 + 8
 """Three channels, twice, because the next batch is loaded or mixed meanwhile; and a label."""
-# Measured on CPU, torch 2.15, 2026-11-22, with the formulas below.
+# How Adventurer works on a CPU, as in `models/mamba2.py` and `models/ssd/chunked.py`.
+STRETCHES_FROM_ELEMENTS = 2**24
+"""Outputs of in_proj in a pass from which on they are mixed stretch by stretch."""
+ELEMENTS_PER_STRETCH = 2**20
+"""Outputs of in_proj in a stretch, for each thread."""
 SCAN_SEGMENT = 1024
-"""Tokens that the scan works on at a time."""
-SCAN_WORKING = 6
-"""Intermediate results of the scan, in numbers per token of a segment and channel."""
+"""Tokens of a shorter sequence for which the scan keeps its intermediate results."""
+SCAN_KEPT = 6
+"""Those, in numbers per token and channel."""
+# Measured on a CPU with torch 2.15, 2026-11-22.
+STRETCH_WORKING = 16
+"""Intermediate results of a stretch that is computed again, in numbers per output of in_proj."""
 GENERIC_FACTOR = 1.5
 """For models of timm without a formula of their own: rotary positions, gated layers and layer scales keep more."""
 SCORES_KEPT = 4
@@ -82,11 +90,14 @@ def estimate_train_memory(
     pos_embed: PosEmbed = "learned",
     precision: Literal["fp32", "bf16"] = "fp32",
     ema: bool = False,
+    device: str = "cuda",
+    num_threads: int = 1,
 ) -> TrainMemory:
     """Memory of a training step of `batch_size` images, `micro_batch_size` (default: all) of them in a pass.
 
-    A built-in name needs no torch; other timm names do, and their estimate is rougher and on the high side. Raises
-    `UserError` as `estimate_cost` does.
+    Adventurer works differently on `device="cpu"`, where `num_threads` counts, than on all others. A built-in name
+    needs no torch; other timm names do, and their estimate is rougher and on the high side. Raises `UserError` as
+    `estimate_cost` does.
     """
     cost = estimate_cost(
         model, patch_size=patch_size, img_size=img_size, num_classes=num_classes, task=task, pos_embed=pos_embed
@@ -95,12 +106,16 @@ def estimate_train_memory(
     images = micro_batch_size or batch_size
     narrow: int = 2 if precision == "bf16" else FLOAT32
     weights = FLOAT32 * cost.params_total
-    if model in SHAPES:
-        blocks = _block_bytes(SHAPES[model], cost.tokens, narrow)
+    shape = SHAPES.get(model)
+    if isinstance(shape, ViTShape):
+        blocks = _vit_block_bytes(shape, images * cost.tokens, narrow)
+    elif isinstance(shape, AdventurerShape):
+        threads = num_threads if device == "cpu" else None
+        blocks = _adventurer_block_bytes(shape, images, cost.tokens, narrow, cpu_threads=threads)
     else:
-        blocks = _timm_block_bytes(model, cost.tokens, narrow, patch_size=patch_size, img_size=img_size)
-    stream = FLOAT32 * blocks.embed_dim * cost.tokens  # the tokens between two blocks
-    head_kept, head_working = _head_bytes(num_classes, cost.tokens, height * width, task)
+        blocks = _timm_block_bytes(model, images, cost.tokens, narrow, patch_size=patch_size, img_size=img_size)
+    stream = FLOAT32 * blocks.embed_dim * images * cost.tokens  # the tokens between two blocks
+    head_kept, head_working = _head_bytes(num_classes, images * cost.tokens, images * height * width, task)
     ends = 2 * stream + head_kept  # input and output of the last norm
     return TrainMemory(
         weights=weights,
@@ -108,10 +123,10 @@ def estimate_train_memory(
         optimizer=2 * weights,
         ema=weights if ema else 0,
         batch=batch_size * height * width * IMAGE_BYTES_PER_PIXEL,
-        activations=images * (blocks.depth * blocks.kept + ends),
-        activations_checkpointed=images * (blocks.depth * stream + blocks.kept + ends),
+        activations=blocks.depth * blocks.kept + ends,
+        activations_checkpointed=blocks.depth * stream + blocks.kept + ends,
         working=max(
-            images * max(blocks.working, head_working) + (cost.params_total * narrow if precision == "bf16" else 0),
+            max(blocks.working, head_working) + (cost.params_total * narrow if precision == "bf16" else 0),
             weights,  # the optimizer's intermediate results
         ),
     )
@@ -119,7 +134,7 @@ def estimate_train_memory(
 
 @dataclass(frozen=True, kw_only=True)
 class _Blocks:
-    """Equal blocks, in bytes for one image."""
+    """Equal blocks; bytes for all images of a pass."""
 
     depth: int
     embed_dim: int
@@ -129,36 +144,47 @@ class _Blocks:
     """Intermediate results of one block, backward."""
 
 
-def _block_bytes(shape: ModelShape, tokens: int, narrow: int) -> _Blocks:
-    """The formulas at the top of this file."""
+def _vit_block_bytes(shape: ViTShape, tokens: int, narrow: int) -> _Blocks:
     D, m = shape.embed_dim, shape.mlp_dim
-    if isinstance(shape, ViTShape):
-        kept = FLOAT32 * 2 * D + narrow * (6 * D + 2 * m)
-        working = FLOAT32 * 2 * D + narrow * 2 * m
-        scan = 0
+    kept = FLOAT32 * 2 * D + narrow * (6 * D + 2 * m)
+    working = FLOAT32 * 2 * D + narrow * 2 * m
+    return _Blocks(depth=shape.depth, embed_dim=D, kept=kept * tokens, working=working * tokens)
+
+
+def _adventurer_block_bytes(
+    shape: AdventurerShape, images: int, tokens: int, narrow: int, *, cpu_threads: int | None
+) -> _Blocks:
+    """On a CPU with that many threads; elsewhere for None."""
+    D, m, E, S, H = shape.embed_dim, shape.mlp_dim, shape.d_inner, shape.d_state, shape.num_heads
+    P, c = 2 * E + 2 * S + H, E + 2 * S
+    outside_mixer = FLOAT32 * (2 * D if cpu_threads is None else 4 * D) + narrow * (2 * D + 4 * m)
+    rows = images * tokens
+    if cpu_threads is not None and rows * P >= STRETCHES_FROM_ELEMENTS:
+        kept = outside_mixer + narrow * (P + E)
+        working = FLOAT32 * (2 * D + E) + narrow * P
+        stretch = STRETCH_WORKING * FLOAT32 * ELEMENTS_PER_STRETCH * cpu_threads
     else:
-        E, S, H = shape.d_inner, shape.d_state, shape.num_heads
-        c = E + 2 * S
-        kept = FLOAT32 * (2 * D + E) + narrow * (2 * D + 5 * E + 2 * S + H + 3 * c + 4 * m)
+        scan = SCAN_KEPT * E if cpu_threads is not None and tokens <= SCAN_SEGMENT else 0
+        kept = outside_mixer + FLOAT32 * E + narrow * (P + 3 * c + 3 * E + scan)
         working = FLOAT32 * (2 * D + E) + narrow * (4 * E + c)
-        scan = FLOAT32 * SCAN_WORKING * E * min(tokens, SCAN_SEGMENT)
-    return _Blocks(depth=shape.depth, embed_dim=D, kept=kept * tokens, working=working * tokens + scan)
+        stretch = 0
+    return _Blocks(depth=shape.depth, embed_dim=D, kept=kept * rows, working=working * rows + stretch)
 
 
 def _timm_block_bytes(
-    model: str, tokens: int, narrow: int, *, patch_size: int, img_size: int | tuple[int, int]
+    model: str, images: int, tokens: int, narrow: int, *, patch_size: int, img_size: int | tuple[int, int]
 ) -> _Blocks:
     """From the layers of the model: inputs and outputs of all that have weights, and room for what lies between."""
     from patchscale.costs.counted import layers_on_meta
 
     layers = layers_on_meta(model, patch_size=patch_size, img_size=img_size)
     scores = SCORES_KEPT * narrow * layers.num_heads * tokens**2 if layers.keeps_scores else 0
-    kept = int(GENERIC_FACTOR * narrow * layers.widths * tokens) + scores
+    kept = images * (int(GENERIC_FACTOR * narrow * layers.widths * tokens) + scores)
     return _Blocks(depth=layers.depth, embed_dim=layers.embed_dim, kept=kept, working=kept // 2)
 
 
 def _head_bytes(num_classes: int, tokens: int, pixels: int, task: str) -> tuple[int, int]:
-    """(kept, working) for one image. Dense logits, where they are enlarged, exist per patch and twice per pixel."""
+    """(kept, working). Dense logits, where they are enlarged, exist per patch and twice per pixel."""
     if task != "segmentation":
         return 0, 0
     enlarged = tokens < pixels

@@ -76,7 +76,7 @@ def plan_memory(
 
     plan = None
     for micro_batch_size, checkpointing in _in_order(config, whole=bool(reason), before=before or {}):
-        estimate = estimate_memory(config, num_classes, micro_batch_size)
+        estimate = estimate_memory(config, num_classes, micro_batch_size, device)
         plan = MemoryPlan(
             batch_size=batch_size,
             micro_batch_size=micro_batch_size,
@@ -123,7 +123,7 @@ def needs_whole_batch(model: nn.Module) -> str:
     return ""
 
 
-def estimate_memory(config: RunConfig, num_classes: int, micro_batch_size: int) -> TrainMemory:
+def estimate_memory(config: RunConfig, num_classes: int, micro_batch_size: int, device: torch.device) -> TrainMemory:
     """The estimate for a run whose passes hold `micro_batch_size` images."""
     return estimate_train_memory(
         config.model.name,
@@ -136,6 +136,8 @@ def estimate_memory(config: RunConfig, num_classes: int, micro_batch_size: int) 
         pos_embed=config.model.pos_embed,
         precision=config.training.precision,
         ema=config.training.ema_decay is not None,
+        device=device.type,
+        num_threads=torch.get_num_threads(),
     )
 
 
