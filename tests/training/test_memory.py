@@ -74,6 +74,42 @@ def test_a_resume_chooses_what_was_chosen_and_the_config_still_holds():
     assert (asked.micro_batch_size, asked.activation_checkpointing) == (4, False)
 
 
+ONE_STEP = """
+import torch
+from patchscale.config import build_config
+from patchscale.training.memory import plan_memory
+from patchscale.training.setup import set_up
+
+def step(values):
+    config, device = build_config(values), torch.device("cpu")
+    setup = set_up(config, device)
+    plan = plan_memory(config, setup.task.backbone, setup.splits.num_classes, device)
+    assert plan.activation_checkpointing and plan.estimated_bytes < 12 * 2**30, plan
+    setup.task.backbone.set_grad_checkpointing(plan.activation_checkpointing)
+    ((images, targets),) = setup.batches(range(1))
+    loss = setup.backward(0, images, targets, plan.micro_batch_size)
+    setup.state.optimizer.step()
+    assert loss.isfinite() and all(parameter.isfinite().all() for parameter in setup.task.parameters())
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_every_pixel_a_token_trains_in_12_gib(peak_memory):
+    """Adventurer-Tiny on 50,176 tokens: forward, backward, AdamW, with what is chosen for 12 GiB of memory."""
+    values = {
+        "model": {"name": "adventurer_tiny", "patch_size": 1, "img_size": 224},
+        "data": {"name": "scenes", "train_images": 1, "val_images": 1, "test_images": 1},
+        "training": {"batch_size": 1, "steps": 1},
+        "execution": {"memory_limit_gib": 12},
+    }
+    (peak,) = peak_memory(ONE_STEP, f"step({values!r})")
+    print(f"peak {peak / GIB:.2f} GiB")
+    assert peak < 12 * GIB
+    estimate = estimate_memory(build_config(values), 10, 1, CPU).total(activation_checkpointing=True)
+    assert estimate / 1.5 < peak < 1.5 * estimate
+
+
 def test_which_models_need_their_whole_batch():
     sizes = {"patch_size": 16, "img_size": 32, "num_classes": 3}
     for name in ("vit_test", "adventurer_test", "eva02_tiny_patch14_224", "vit_small_patch16_18x2_224"):
