@@ -5,8 +5,10 @@ BIN := $(VENV)/bin
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 WORKERS ?= 2
+RESULTS := benchmarks/results
+TODAY := $(shell date +%F)
 
-.PHONY: demo test test-slow test-gpu check bench docs clean
+.PHONY: demo test test-slow test-gpu check bench bench-gpu docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -15,7 +17,8 @@ help:
 	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
 	@echo "make test-gpu   the checks that need a CUDA device"
 	@echo "make check      ruff, format, mypy"
-	@echo "make bench      side-by-side timings, as ratios"
+	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (~15 min)"
+	@echo "make bench-gpu  correctness and speed on a CUDA device, into benchmarks/results (< 9 min)"
 	@echo "make docs       regenerate docs/cli.md from the program"
 
 $(BIN)/uv:
@@ -31,6 +34,10 @@ $(VENV)/.train: $(BIN)/uv pyproject.toml
 $(VENV)/.dev: $(BIN)/uv pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/.train
+
+$(VENV)/.bench: $(BIN)/uv pyproject.toml
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[bench]'
+	@touch $@
 
 demo: $(VENV)/.train
 	$(BIN)/patchscale quickstart
@@ -51,8 +58,15 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.dev
-	$(BIN)/python benchmarks/mixers.py
+# One after the other, so that they do not disturb each other; nothing else should run.
+bench: $(VENV)/.bench
+	$(BIN)/python benchmarks/mixer_cpu.py --output $(RESULTS)/mixer_cpu_$(TODAY).json
+	$(BIN)/python benchmarks/vit_forward.py --output $(RESULTS)/vit_forward_cpu_$(TODAY).json
+	$(BIN)/python benchmarks/pixel_step.py --output $(RESULTS)/pixel_step_cpu_$(TODAY).json
+	$(BIN)/python benchmarks/attention_vs_scan.py --output $(RESULTS)/attention_vs_scan_cpu_$(TODAY).json
+
+bench-gpu: $(VENV)/.dev $(VENV)/.bench
+	PYTHON=$(BIN)/python OUT=$(RESULTS) sh benchmarks/gpu.sh
 
 docs: $(VENV)/.dev
 	$(BIN)/python -m patchscale.cli.reference > docs/cli.md.tmp && mv docs/cli.md.tmp docs/cli.md
