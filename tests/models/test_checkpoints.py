@@ -32,7 +32,9 @@ def build(name: str = "adventurer_test", **options: Any) -> nn.Module:
 def released_file(path: Path, source: nn.Module, **entries: Any) -> Path:
     """What the published training scripts write: settings with a path, a best score of NumPy, an optimizer."""
     optimizer = torch.optim.AdamW(source.parameters())
-    settings = argparse.Namespace(lr=5e-4, output_dir=pathlib.Path("runs/base"), input_size=224, device="cuda")
+    settings = argparse.Namespace(
+        lr=5e-4, output_dir=pathlib.Path("runs/base"), input_size=224, device=torch.device("cuda")
+    )
     torch.save(
         {
             "model": source.state_dict(),
@@ -92,6 +94,15 @@ def test_prefixes_and_the_moving_average(tmp_path: Path) -> None:
     assert report.entry == "model_ema"
     with pytest.raises(UserError, match=r"no moving average in it .*'model', 'optimizer'.*looked for model_ema"):
         load_model(released_file(tmp_path / "raw.pth", model), ema=True)
+
+
+@pytest.mark.parametrize("wrap", [torch.compile, nn.DataParallel])
+def test_wrapped_models(wrap: Any, tmp_path: Path) -> None:
+    model, other = build("vit_test"), build("vit_test")
+    save_model(wrap(model), tmp_path / "a.safetensors")
+    load_checkpoint(wrap(other), tmp_path / "a.safetensors")
+    assert same_weights(other, model)
+    assert same_weights(ps.convert(wrap(model), patch_size=2)[0], ps.convert(model, patch_size=2)[0])
 
 
 @pytest.mark.parametrize("zipped", [True, False])

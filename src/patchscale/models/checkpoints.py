@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 from patchscale.errors import UserError
 from patchscale.models.adventurer import Adventurer, FlipSchedule
-from patchscale.models.convert import PATCH_KERNEL, POSITIONS, Resampled, grid_of, resample, rows_besides_patches
+from patchscale.models.convert import (
+    PATCH_KERNEL,
+    POSITIONS,
+    Resampled,
+    grid_of,
+    resample,
+    rows_besides_patches,
+    unwrapped,
+)
 from patchscale.models.registry import create_model
 from patchscale.models.vit import timm_vit_names
 from patchscale.models.weights import Weights, read_weights, write_safetensors
@@ -71,6 +79,7 @@ def load_into(model: nn.Module, weights: Weights, *, resize: bool = False, head:
     """`load_checkpoint` for weights that were already read."""
     if head not in get_args(HeadChoice):
         raise UserError(f"head={head!r} is unknown; choose one of {', '.join(get_args(HeadChoice))}")
+    model = unwrapped(model)
     own = model.state_dict()
     tensors = {name: tensor for name, tensor in weights.tensors.items() if not name.endswith(_DERIVED)}
     own_head = {name for name in own if _is_head(name)}
@@ -103,6 +112,7 @@ def load_into(model: nn.Module, weights: Weights, *, resize: bool = False, head:
 
 def save_model(model: nn.Module, path: str | Path) -> None:
     """Write weights as safetensors that `load_model` can build the model from: its header says which model it is."""
+    model = unwrapped(model)
     write_safetensors(Path(path), model.state_dict(), describe(model))
 
 

@@ -108,6 +108,7 @@ def convert(
     patch kernel ("auto": "area" to shrink, exact to grow). `quirk` interpolates Adventurer's positions as the released
     code did, one row off. Raises `UserError` for sizes that do not fit and for models that cannot be resized.
     """
+    model = unwrapped(model)
     old_patch_size, old_img_size = model_sizes(model)
     new_patch_size = old_patch_size if patch_size is None else patch_size
     new_img_size = old_img_size if img_size is None else image_height_width(img_size)
@@ -175,6 +176,15 @@ def resample(
         Resampled(name=name, old_shape=tuple(tensors[name].shape), new_shape=tuple(carried[name].shape), method=how)
         for name, how in resampled
     ]
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside the wrappers of torch.compile, DistributedDataParallel and moving averages."""
+    for attribute in ("module", "_orig_mod"):
+        inner = getattr(model, attribute, None)
+        if isinstance(inner, nn.Module):
+            model = inner
+    return model
 
 
 def model_sizes(model: nn.Module) -> tuple[int, tuple[int, int]]:
