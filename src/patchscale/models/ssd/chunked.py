@@ -155,7 +155,10 @@ class _Segment(torch.autograd.Function):
 
         ctx.save_for_backward(x, dt, B, C, A, a, decay, products, scores, x_by_head, w, before, read)
         ctx.length, ctx.has_skip, ctx.had_state = length, D is not None, state is not None
-        return y.flatten(3, 4).flatten(1, 2)[:, :length].to(narrow), end if want_state else None
+        y = y.flatten(3, 4).flatten(1, 2)[:, :length].to(narrow)
+        if torch.compiler.is_compiling():  # torch 2.11 compiles zero gradients for an output that is a view or a buffer
+            y = y.clone()
+        return y, end if want_state else None
 
     @staticmethod
     @once_differentiable
@@ -281,5 +284,4 @@ def _sum_from_here(per_token: Tensor) -> Tensor:
 
 
 def _without_autocast(device: str) -> AbstractContextManager[object]:
-    available = torch.amp.is_autocast_available(device)  # not on the meta device
-    return torch.autocast(device, enabled=False) if available else nullcontext()
+    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)  # autocast knows no meta device
