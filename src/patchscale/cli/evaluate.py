@@ -32,11 +32,12 @@ def evaluate(
     config = run.config()
     where = resolve_device(device)
     task, splits = load_trained(run)
+    memory = (run.read_json("environment.json") or {}).get("memory", {})  # as many images at a time as in the run
     dataset = splits.val if split == "val" else splits.test
     measured = evaluate_task(
         task.to(where),
         dataset,
-        batch_size=config.training.batch_size,
+        batch_size=memory.get("micro_batch_size", config.training.batch_size),
         device=where,
         precision=config.training.precision,
         num_workers=config.execution.num_workers,

@@ -124,7 +124,7 @@ def estimate_train_memory(
         ema=weights if ema else 0,
         batch=batch_size * height * width * IMAGE_BYTES_PER_PIXEL,
         activations=blocks.depth * blocks.kept + ends,
-        activations_checkpointed=blocks.depth * stream + blocks.kept + ends,
+        activations_checkpointed=blocks.depth * stream + max(blocks.kept, ends),  # the head's are gone by then
         working=max(
             max(blocks.working, head_working) + (cost.params_total * narrow if precision == "bf16" else 0),
             weights,  # the optimizer's intermediate results

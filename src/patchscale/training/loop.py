@@ -6,6 +6,7 @@ without any saved generator state; on a CPU it does so bit for bit.
 
 import math
 import time
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -196,10 +197,12 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micr
     ((images, targets),) = setup.batches(range(step, step + 1), num_workers=0)
     images, targets = setup.mix(step, images, targets)
     first = None
-    for rows in micro_batches(len(images), micro_batch_size):
-        with batch_rows(rows.start, len(images)):
-            part = images[rows], targets[rows]
-            first = first or first_non_finite(setup.task, part[0], partial(setup.loss, step, *part))
+    # Compiled code has no modules to look at.
+    with torch.compiler.set_stance("force_eager") if setup.config.execution.compile else nullcontext():
+        for rows in micro_batches(len(images), micro_batch_size):
+            with batch_rows(rows.start, len(images)):
+                part = images[rows], targets[rows]
+                first = first or first_non_finite(setup.task, part[0], partial(setup.loss, step, *part))
     first = first or "none when the step is repeated; a norm overflowed, or the device does not repeat itself exactly"
     what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
     return RunFailed(
