@@ -17,7 +17,7 @@ help:
 	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
 	@echo "make test-gpu   the checks that need a CUDA device"
 	@echo "make check      ruff, format, mypy"
-	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (~15 min)"
+	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (minutes)"
 	@echo "make bench-gpu  correctness and speed on a CUDA device, into benchmarks/results (< 9 min)"
 	@echo "make docs       regenerate docs/cli.md from the program"
 
