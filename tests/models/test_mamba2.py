@@ -22,30 +22,37 @@ def gradients(out: Tensor, leaves: list[Tensor]) -> list[Tensor]:
     return list(torch.autograd.grad((out * weights).sum(), leaves))
 
 
+def conv_results(conv, x: Tensor, before: Tensor | None, *rest: Tensor) -> list[Tensor]:  # type: ignore[no-untyped-def]
+    """Both outputs, and the gradients of a projection of both."""
+    out, after = conv(x, before, *rest)
+    leaves = [each for each in (x, before, *rest) if each is not None]
+    return [out, after, *gradients(torch.cat([out, after], dim=1), leaves)]
+
+
+def padded_conv1d(x: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    width = weight.shape[2]
+    joined = F.pad(x, (0, 0, width - 1, 0)) if before is None else torch.cat([before, x], dim=1)
+    out = F.conv1d(joined.transpose(1, 2), weight, bias, groups=len(weight)).transpose(1, 2)
+    return out, joined[:, joined.shape[1] - width + 1 :]
+
+
+@pytest.mark.parametrize("has_before", [False, True])
 @pytest.mark.parametrize(("length", "width"), [(1, 4), (3, 4), (9, 4), (5, 1)])
-def test_causal_conv_is_a_padded_depthwise_conv1d(length: int, width: int) -> None:
+def test_causal_conv_is_a_padded_depthwise_conv1d(length: int, width: int, has_before: bool) -> None:
     x, weight, bias = leaf(2, length, 6), leaf(6, 1, width, seed=1), leaf(6, seed=2)
-    padded = F.pad(x, (0, 0, width - 1, 0))
-    ours = causal_conv(padded, weight, bias)
-    truth = F.conv1d(padded.transpose(1, 2), weight, bias, groups=6).transpose(1, 2)
-    torch.testing.assert_close(ours, truth)
-    torch.testing.assert_close(gradients(ours, [x, weight, bias]), gradients(truth, [x, weight, bias]))
+    before = leaf(2, width - 1, 6, seed=3) if has_before else None
+    ours = conv_results(causal_conv, x, before, weight, bias)
+    torch.testing.assert_close(ours, conv_results(padded_conv1d, x, before, weight, bias))
+    compiled = torch.compile(causal_conv, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(conv_results(compiled, x, before, weight, bias), ours)
 
 
 def test_causal_conv_of_a_slice_of_wider_tokens() -> None:
     wide, weight, bias = leaf(2, 9, 20), leaf(6, 1, 4, seed=1), leaf(6, seed=2)
-    ours = causal_conv(wide[..., 5:11], weight, bias)
-    truth = causal_conv(wide[..., 5:11].contiguous(), weight, bias)
+    ours, _ = causal_conv(wide[..., 5:11], None, weight, bias)
+    truth, _ = causal_conv(wide[..., 5:11].contiguous(), None, weight, bias)
     torch.testing.assert_close(ours, truth)
     torch.testing.assert_close(gradients(ours, [wide]), gradients(truth, [wide]))
-
-
-def test_compiled_causal_conv_is_the_same() -> None:
-    x, weight, bias = leaf(2, 9, 6), leaf(6, 1, 4, seed=1), leaf(6, seed=2)
-    compiled = torch.compile(causal_conv, fullgraph=True, backend="aot_eager")(x, weight, bias)
-    eager = causal_conv(x, weight, bias)
-    torch.testing.assert_close(compiled, eager)
-    torch.testing.assert_close(gradients(compiled, [x, weight, bias]), gradients(eager, [x, weight, bias]))
 
 
 def test_gated_norm_is_its_formula() -> None:

@@ -11,16 +11,21 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def causal_conv(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """Each channel of x [b, w-1 + l, c] over its last w tokens -> [b, l, c]; the last tap meets the current token.
+def causal_conv(x: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Each channel of x [b, l, c] over its last w tokens -> [b, l, c]; the last tap meets the current token.
 
-    `weight` is [c, 1, w], `bias` [c], as in `nn.Conv1d`. The first w-1 tokens are those before the sequence, or zeros.
+    `weight` is [c, 1, w], `bias` [c], as in `nn.Conv1d`. `before` [b, w-1, c] are the tokens before x, zeros if None.
+    The second result is what to give as `before` to go on behind x.
     """
-    if torch.compiler.is_compiling():  # as sums of shifted tokens the compiler fuses it with its neighbours
-        length = x.shape[1] - weight.shape[2] + 1
-        taps = weight.to(x.dtype)[:, 0].unbind(-1)
-        return sum((x[:, i : i + length] * tap for i, tap in enumerate(taps)), bias.to(x.dtype))
-    return _CausalConv.apply(x, weight.to(x.dtype), bias.to(x.dtype))
+    if before is None:
+        before = x.new_zeros(len(x), weight.shape[2] - 1, x.shape[2])
+    weight, bias = weight.to(x.dtype), bias.to(x.dtype)
+    if not torch.compiler.is_compiling():
+        return _CausalConv.apply(x, before, weight, bias)
+    # As a sum of shifted tokens the compiler fuses it with its neighbours.
+    joined, length = torch.cat([before, x], dim=1), x.shape[1]
+    out = sum((joined[:, i : i + length] * tap for i, tap in enumerate(weight[:, 0].unbind(-1))), bias)
+    return out, joined[:, length:]
 
 
 class _CausalConv(torch.autograd.Function):
@@ -30,21 +35,27 @@ class _CausalConv(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        return _conv(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, before: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        joined = torch.cat([before, x], dim=1)
+        ctx.save_for_backward(joined, weight)
+        # A copy, because a view would keep all of `joined` for as long as it is kept itself.
+        return _conv(joined, weight, bias), joined[:, x.shape[1] :].clone()
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, dy: Tensor, dafter: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        joined, weight = ctx.saved_tensors
         length, width = dy.shape[1], weight.shape[2]
-        dx = _conv(F.pad(dy, (0, 0, width - 1, width - 1)), weight.flip(2), None)
-        wide = torch.promote_types(x.dtype, torch.float32)
-        dweight = torch.stack([(x[:, i : i + length] * dy).sum((0, 1), dtype=wide) for i in range(width)], dim=1)
-        return dx, dweight[:, None].to(weight.dtype), dy.sum((0, 1), dtype=wide).to(weight.dtype)
+        djoined = _conv(dy, weight.flip(2), None, padding=width - 1)
+        djoined[:, length:] += dafter
+        wide = torch.promote_types(dy.dtype, torch.float32)
+        dweight = [(joined[:, i : i + length] * dy).sum((0, 1), dtype=wide) for i in range(width)]
+        dbias = dy.sum((0, 1), dtype=wide)
+        dx, dbefore = djoined[:, width - 1 :], djoined[:, : width - 1]
+        return dx, dbefore, torch.stack(dweight, dim=1)[:, None].to(weight.dtype), dbias.to(weight.dtype)
 
 
-def _conv(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
     rows = x.transpose(1, 2).unsqueeze(2)  # b c 1 l
-    return F.conv2d(rows, weight.unsqueeze(2), bias, groups=weight.shape[0]).squeeze(2).transpose(1, 2)
+    out = F.conv2d(rows, weight.unsqueeze(2), bias, padding=(0, padding), groups=weight.shape[0])
+    return out.squeeze(2).transpose(1, 2)

@@ -86,11 +86,9 @@ class Mamba2Mixer(nn.Module):
         What one stretch leaves to the next: the last inputs of the convolution, and the state of the scan.
         """
         z, xBC, dt = projected.split([self.d_inner, self.d_inner + 2 * self.d_state, self.num_heads], dim=-1)
-        d_conv = self.conv1d.kernel_size[0]
-        before, state = left or (xBC.new_zeros(len(xBC), d_conv - 1, xBC.shape[2]), None)
-        xBC = torch.cat([before, xBC], dim=1)
-        convolved = F.silu(causal_conv(xBC, *self.conv1d.parameters()))
-        x, B, C = convolved.split([self.d_inner, self.d_state, self.d_state], dim=-1)
+        before, state = left or (None, None)
+        convolved, after = causal_conv(xBC, before, *self.conv1d.parameters())
+        x, B, C = F.silu(convolved).split([self.d_inner, self.d_state, self.d_state], dim=-1)
         scan = partial(
             ssd_scan,
             x.unflatten(-1, (self.num_heads, self.headdim)),
@@ -109,7 +107,7 @@ class Mamba2Mixer(nn.Module):
             y, left = scan(), ()
         else:
             y, state = scan(return_final_state=True)
-            left = (xBC[:, 1 - d_conv :].clone(), state)  # a view would keep the whole stretch
+            left = (after, state)
         return self.norm(y.flatten(2), z), left
 
     def _mixing_parameters(self) -> list[Tensor]:

@@ -127,7 +127,7 @@ class _Segment(torch.autograd.Function):
 
         # 1. What is above the diagonal, where a_l - a_s may overflow, is zero in the products; dt_s is in the exponent.
         products = (C @ B.transpose(-1, -2)).tril_()[:, :, :, None]  # b k g 1 q q
-        a_row, a_column = (each.permute(0, 1, 3, 4, 2) for each in (a, a - _log(dt)))
+        a_row, a_column = (each.permute(0, 1, 3, 4, 2).contiguous() for each in (a, a - _log(dt)))
         decay = _exp_(a_row[..., :, None] - a_column[..., None, :])
         scores = decay * products
         if D is not None:
