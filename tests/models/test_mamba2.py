@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import patchscale.models.mamba2 as mamba2
 from patchscale.models.causal_conv import causal_conv
@@ -140,6 +141,34 @@ def test_by_stretches_under_autocast_forward_and_backward_agree() -> None:
     (truth,) = gradients(mixer(u), [u])
     assert du.dtype == torch.float32
     assert (du - truth).norm() < 0.03 * truth.norm()
+
+
+@pytest.mark.usefixtures("short_stretches")
+def test_by_stretches_within_a_checkpoint() -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16).double()
+    u = leaf(2, 200, 32)
+    leaves = [u, *mixer.parameters()]
+    truth = gradients(mixer(u), leaves)
+    torch.testing.assert_close(gradients(checkpoint(mixer, u, use_reentrant=False), leaves), truth, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("short_stretches")
+@pytest.mark.parametrize("frozen", ["A_log", "conv1d.weight", "all", "input"])
+def test_by_stretches_with_frozen_parts(frozen: str) -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16).double()
+    u = leaf(2, 200, 32)
+    truth = dict(
+        zip(("u", *dict(mixer.named_parameters())), gradients(mixer(u), [u, *mixer.parameters()]), strict=True)
+    )
+    u.requires_grad_(frozen != "input")
+    for name, parameter in mixer.named_parameters():
+        parameter.requires_grad_(frozen not in ("all", name))
+    trained = {name: each for name, each in leaves.items() if each.requires_grad}
+    found = gradients(mixer(u), list(trained.values()))
+    for name, gradient in zip(trained, found, strict=True):
+        torch.testing.assert_close(gradient, truth[name], rtol=0, atol=0)
 
 
 @pytest.mark.usefixtures("short_stretches")

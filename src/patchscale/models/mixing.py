@@ -42,9 +42,9 @@ class _MixByStretches(torch.autograd.Function):
             stretch.write(part, mixed, None)
             all_left.append(left)
         assert mixed is not None
-        ctx.mix, ctx.order, ctx.num_parameters = mix, order, len(parameters)
-        kept = [tensor for left in all_left for tensor in left]
-        ctx.save_for_backward(tokens, mean, *parameters, *kept)
+        # The parameters themselves, for `mix` uses them and not what a checkpoint around this would save of them.
+        ctx.mix, ctx.order, ctx.parameters = mix, order, parameters
+        ctx.save_for_backward(tokens, mean, *(tensor for left in all_left for tensor in left))
         device = tokens.device.type
         ctx.autocast = {
             "device_type": device,
@@ -56,12 +56,12 @@ class _MixByStretches(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dmixed: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, mean, *rest = ctx.saved_tensors
-        parameters, kept = rest[: ctx.num_parameters], rest[ctx.num_parameters :]
+        tokens, mean, *kept = ctx.saved_tensors
         width = len(kept) // max(1, len(ctx.order) - 1)
+        trained = [parameter for parameter in ctx.parameters if parameter.requires_grad]
         dtokens = torch.empty_like(tokens)
         dmean = None if mean is None else torch.empty_like(mean)
-        dparameters: list[Tensor] | None = None
+        dtrained = [torch.zeros_like(parameter) for parameter in trained]
         no_mean = dmixed.new_zeros(len(dmixed), 1, dmixed.shape[2])  # its output is dropped, and has no gradient
 
         dleft: tuple[Tensor, ...] = ()
@@ -72,10 +72,16 @@ class _MixByStretches(torch.autograd.Function):
             with torch.enable_grad(), torch.autocast(**ctx.autocast):
                 part, left = ctx.mix(inputs, tuple(before) or None, stretch is ctx.order[-1])
             gradients = [stretch.read(dmixed, no_mean), *dleft]
-            found = torch.autograd.grad([part, *left], [inputs, *before, *parameters], gradients)
+            found = torch.autograd.grad([part, *left], [inputs, *before, *trained], gradients)
             stretch.write(found[0], dtokens, dmean)
             dleft = found[1 : 1 + len(before)]
-            here = found[1 + len(before) :]
-            dparameters = list(here) if dparameters is None else [a + b for a, b in zip(dparameters, here, strict=True)]
-        assert dparameters is not None
-        return None, None, dtokens, dmean, *dparameters
+            for total, here in zip(dtrained, found[1 + len(before) :], strict=True):
+                total += here
+        dparameters = iter(dtrained)
+        return (
+            None,
+            None,
+            dtokens,
+            dmean,
+            *(next(dparameters) if parameter.requires_grad else None for parameter in ctx.parameters),
+        )
