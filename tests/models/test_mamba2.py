@@ -159,9 +159,8 @@ def test_by_stretches_with_frozen_parts(frozen: str) -> None:
     torch.manual_seed(0)
     mixer = Mamba2Mixer(32, d_state=8, headdim=16).double()
     u = leaf(2, 200, 32)
-    truth = dict(
-        zip(("u", *dict(mixer.named_parameters())), gradients(mixer(u), [u, *mixer.parameters()]), strict=True)
-    )
+    leaves = {"u": u, **dict(mixer.named_parameters())}
+    truth = dict(zip(leaves, gradients(mixer(u), list(leaves.values())), strict=True))
     u.requires_grad_(frozen != "input")
     for name, parameter in mixer.named_parameters():
         parameter.requires_grad_(frozen not in ("all", name))
