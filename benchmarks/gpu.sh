@@ -3,6 +3,7 @@
 # Each part has its own limit, and the others go on when one fails. JSON, log and table go to $OUT (default:
 # benchmarks/results). Exit code 1 if a correctness part failed, or could not run.
 #     BUDGET_S=520 OUT=/tmp/gpu sh benchmarks/gpu.sh
+# PATCHSCALE_COMMIT names the commit where the files are there without their repository.
 # TINY=1 DEVICE=cpu tries the scripts themselves on a machine without a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 2
@@ -25,7 +26,7 @@ part() {
     left=$((END - $(date +%s)))
     [ "$left" -lt "$limit" ] && limit=$left
     echo "== $name (at most $limit s)"
-    if [ "$limit" -lt 15 ]; then
+    if [ "$limit" -lt 20 ]; then
         echo "left out: no time left"
         [ "$kind" = must ] && FAILED="$FAILED $name"
         return
@@ -53,10 +54,12 @@ models="$PYTHON benchmarks/gpu_models.py --device $DEVICE $TINY"
 # shellcheck disable=SC2086 # lists of words
 {
     part correctness 150 must $scan --part correctness --time-limit-s 140 --output "$OUT/gpu_scan_correctness_$NAME.json"
-    part models 220 may $models --time-limit-s 205 --output "$OUT/gpu_models_$NAME.json"
+    part models 180 may $models --part main --time-limit-s 165 --output "$OUT/gpu_models_$NAME.json"
     if $PYTHON -c 'import pytest' 2>/dev/null; then gpu_tests; else echo "== tests: pytest is not installed"; fi
     part speed 60 may $scan --part speed --time-limit-s 50 --output "$OUT/gpu_scan_speed_$NAME.json"
     part peers 90 may $scan --part peers --time-limit-s 80 --output "$OUT/gpu_scan_peers_$NAME.json"
+    left=$((END - $(date +%s)))
+    part more "$left" may $models --part more --time-limit-s $((left - 10)) --output "$OUT/gpu_models_more_$NAME.json"
 }
 [ -z "$FAILED" ] && exit 0
 echo "failed:$FAILED"

@@ -1,10 +1,11 @@
 """Training throughput, peak memory and MFU of whole models on a CUDA device, from 196 to 50,176 tokens an image.
 
-    python benchmarks/gpu_models.py [--output FILE] [--time-limit-s 240] [--device cuda] [--tiny]
+    python benchmarks/gpu_models.py [--part main|more] [--output FILE] [--time-limit-s 240] [--device cuda] [--tiny]
 
 Adventurer-Base and ViT-Base at 224 px in bf16, every patch size with as many images as make 50,176 tokens a step, each
-configuration in a process of its own; where that runs out of memory the batch is halved. Then activation
-checkpointing, torch.compile, larger batches, the plain torch scan. Everything done is in the file at any time.
+configuration in a process of its own; where that runs out of memory the batch is halved. The main part is those, and
+activation checkpointing at small patches; `more` is torch.compile, larger batches, and the plain torch scan. Everything
+done is in the file at any time.
 """
 
 import time
@@ -25,6 +26,7 @@ def main() -> None:
     """Measure in the order of value until the time is up; print one table."""
     parser = options_parser(__doc__, warm_up=3, repetitions=8)
     parser.set_defaults(device="cuda", threads=8)
+    parser.add_argument("--part", choices=["main", "more"], default="main")
     parser.add_argument("--time-limit-s", type=float, default=240)
     parser.add_argument("--tiny", action="store_true")
     options = parser.parse_args()
@@ -35,7 +37,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     left_out: list[str] = []
     print(HEADER)
-    todo = [(config, 0) for config in (tiny_configs() if options.tiny else configs())]
+    todo = [(config, 0) for config in (tiny_configs() if options.tiny else configs(options.part))]
     while todo:
         config, halvings = todo.pop(0)
         config = replace(config, device=device.type)
@@ -63,7 +65,7 @@ def main() -> None:
         raise SystemExit("nothing could be measured")
 
 
-def configs() -> Iterator[StepConfig]:
+def configs(part: str) -> Iterator[StepConfig]:
     """The most telling first."""
     base = partial(StepConfig, img_size=224, precision="bf16")
 
@@ -71,20 +73,22 @@ def configs() -> Iterator[StepConfig]:
         return base(model=model, patch_size=patch_size, batch_size=TOKENS_PER_STEP * patch_size**2 // 224**2, **more)
 
     adventurer, vit = partial(equal_tokens, "adventurer_base"), partial(equal_tokens, "vit_base")
-    yield from (adventurer(patch) for patch in (1, 16, 4, 8, 2))
-    yield from (vit(patch) for patch in (16, 8, 4, 2))
-    yield vit(1, train=False)
-    yield from (adventurer(patch, checkpointing=True) for patch in (1, 2))
-    yield vit(1)
+    if part == "main":
+        yield from (adventurer(patch) for patch in (1, 16, 4, 8, 2))
+        yield from (vit(patch) for patch in (16, 8, 4, 2))
+        yield vit(1, train=False)
+        yield from (adventurer(patch, checkpointing=True) for patch in (1, 2))
+        yield vit(1)
+        return
     yield adventurer(4, compile=True)
-    yield adventurer(1, compile=True)
     yield vit(4, compile=True)
+    yield adventurer(1, compile=True)
     yield base(model="adventurer_base", patch_size=1, batch_size=8, checkpointing=True)
     yield from (adventurer(patch, ssd_backend="chunked") for patch in (1, 16))
     yield vit(1, checkpointing=True)
+    yield adventurer(1, train=False)
     yield adventurer(16, compile=True)
     yield vit(16, compile=True)
-    yield adventurer(1, train=False)
 
 
 def tiny_configs() -> Iterator[StepConfig]:

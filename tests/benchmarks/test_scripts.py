@@ -127,4 +127,4 @@ def test_gpu_sh_in_small_on_a_cpu(tmp_path):
     )
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "failed: tests", done.stdout
-    assert len(list(tmp_path.glob("gpu_*_cpu_*.json"))) == 4
+    assert len(list(tmp_path.glob("gpu_*_cpu_*.json"))) == 5

@@ -12,7 +12,10 @@ from patchscale.training.device import cpu_name, device_name
 
 
 def environment(device: torch.device, *more_packages: str) -> dict[str, Any]:
-    """Machine, threads, versions, commit and day, ready for JSON."""
+    """Machine, threads, versions, commit and day, ready for JSON.
+
+    Where only the files were copied to, $PATCHSCALE_COMMIT may say which commit they are.
+    """
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "device": device.type,
@@ -23,7 +26,7 @@ def environment(device: torch.device, *more_packages: str) -> dict[str, Any]:
         "platform": platform.platform(),
         "cuda": torch.version.cuda if device.type == "cuda" else None,
         "versions": versions("triton", *more_packages),
-        "git_commit": git_commit(),
+        "git_commit": git_commit() or os.environ.get("PATCHSCALE_COMMIT"),
     }
 
 
