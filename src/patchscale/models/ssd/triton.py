@@ -22,6 +22,9 @@ after t adds to <dy, y>. Summing paths has no cancellation, unlike differences o
 b batch   l tokens   h heads   p headdim   g groups   n d_state   Q tokens of a chunk
 """
 
+# mypy: disable-error-code="no-untyped-def"
+# (Triton gives its own meaning to annotations of kernels.)
+
 from contextlib import nullcontext
 from typing import Any
 
@@ -32,12 +35,12 @@ from torch import Tensor
 
 from patchscale.errors import UserError
 
-LARGEST_CHUNK = 64  # larger tiles do not fit into the registers of a program
+LARGEST_CHUNK_BYTES = 128  # of one channel: 64 tokens of 16 bit or 32 of float32; larger tiles overflow the registers
 CHUNKS_PER_SEGMENT = 8
 PROGRAMS_PER_MULTIPROCESSOR = 4  # that many hide each other's loads
 # Without software pipelining: with it, products that read a state which is also updated are miscompiled for some
 # devices (triton-lang/triton pull request 10993).
-LAUNCH = {"num_warps": 4, "num_stages": 1}
+LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
 
 INDEX = tl.constexpr(tl.int64)
 # Triton's interpreter (3.6 to 3.9) multiplies matrices of bfloat16 as if they were integers.
@@ -63,7 +66,7 @@ def ssd_triton(
     """Output, in the dtype of `x`, and the final state in float32 if it is asked for; arguments as in `ssd_scan`.
 
     Products take the dtype of `x` (float32, bfloat16 or float16); sums, decays and states are float32. `chunk_size` is
-    rounded to a power of two from 16 to 64. Raises `UserError` for float64.
+    rounded up to a power of two from 16 to 64, 32 for float32. Raises `UserError` for float64.
     """
     if x.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise UserError(f"the triton scan has no {str(x.dtype).removeprefix('torch.')}; use ssd_backend chunked")
@@ -79,7 +82,7 @@ def ssd_triton(
         dt_bias,
         initial_state,
         dt_softplus,
-        chunk_size or LARGEST_CHUNK,
+        chunk_size or 0,
         return_final_state,
     )
     return y, final_state if return_final_state else None
@@ -320,7 +323,7 @@ def _backward_kernel(
     C_ptr, C_stride_b, C_stride_l, C_stride_g,
     dt_ptr, dt_stride_b, dt_stride_l, dt_stride_h,
     steps_ptr, A_ptr, bias_ptr, D_ptr,
-    dstates_ptr, reads_ptr, writes_ptr, flow_ptr,
+    dstates_ptr, reads_ptr, reads_sum_ptr, writes_ptr, writes_sum_ptr, flow_ptr,
     dx_ptr, ddt_ptr, sums_ptr, dinitial_ptr,
     length, heads, heads_per_group, segments, chunks_per_segment,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
@@ -368,8 +371,9 @@ def _backward_kernel(
         # Gradient of the log decay at t: what flows from s < t to l >= t, with s or l or both in other chunks too.
         reads = tl.load(reads_ptr + of_head + tokens * heads, mask=tokens < length, other=0.0)
         writes = tl.load(writes_ptr + of_head + tokens * heads, mask=tokens < length, other=0.0)
-        passing = tl.where(total > NOTHING_PASSES, flow - tl.sum(writes), 0.0)
-        flow = passing + tl.sum(reads)
+        of_chunk = (batch * heads + head) * all_chunks + chunk
+        passing = tl.where(total > NOTHING_PASSES, flow - tl.load(writes_sum_ptr + of_chunk), 0.0)
+        flow = passing + tl.load(reads_sum_ptr + of_chunk)
         paths = weights * dt[:, None] * _dot(x, tl.trans(dy))
         paths = tl.cumsum(paths, axis=1, reverse=True)  # s, t: the sum over l >= t
         dlog = tl.sum(tl.where(s < t, paths + writes[:, None], 0.0), axis=0)
@@ -403,15 +407,15 @@ def _backward_keys_kernel(
     other_k_ptr, other_k_stride_b, other_k_stride_l, other_k_stride_g,
     steps_ptr,
     states_ptr, border_states_ptr,
-    dk_ptr, through_border_ptr, flow_ptr,
+    dk_ptr, crossing_ptr, crossing_sum_ptr, flow_ptr,
     length, heads, heads_per_group, segments, chunks_per_segment, heads_per_block,
     P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, Q: tl.constexpr,
     REVERSE: tl.constexpr,
 ):  # fmt: skip
     """dC (v = dy, k = C, others x and B) in the order of time, or dB (v = x, k = B, others dy and C) against it.
 
-    Of one segment, and summed over a block of heads. Also of each token the part of <dC, C> or <dB, B> that went
-    through the border of its chunk.
+    Of one segment, and summed over a block of heads. Also `crossing`, of each token the part of <dC, C> or <dB, B> that
+    crosses the border of its chunk, and its sum over the chunk: that once more, from the very terms that update states.
     """
     blocks = heads // heads_per_block
     batch, segment, block = _batch_segment_other(segments, blocks)
@@ -427,7 +431,7 @@ def _backward_keys_kernel(
         head_v_ptr = v_ptr + batch * v_stride_b + head * v_stride_h
         head_other_v_ptr = other_v_ptr + batch * other_v_stride_b + head * other_v_stride_h
         head_steps_ptr = steps_ptr + (batch * heads + head) * all_chunks * (2 * Q)
-        head_through_border_ptr = through_border_ptr + batch * length * heads + head
+        head_crossing_ptr = crossing_ptr + batch * length * heads + head
         at = (batch * segments + segment) * heads + head
 
         state = _load_state(states_ptr, at, P, N, BLOCK_P, BLOCK_N)
@@ -441,8 +445,13 @@ def _backward_keys_kernel(
             other_v = _load_rows(head_other_v_ptr, tokens, other_v_stride_l, length, P, BLOCK_P)
             other_k = _load_rows(other_k_ptr, tokens, other_k_stride_l, length, N, BLOCK_N)
 
-            dk = _dot(v, state.to(v.dtype)) * (writing if REVERSE else reading)[:, None]
-            tl.store(head_through_border_ptr + tokens * heads, tl.sum(dk * k, axis=1), mask=tokens < length)
+            weight, other_weight = reading, writing
+            if REVERSE:
+                weight, other_weight = writing, reading
+            update = _dot(tl.trans((v * weight[:, None]).to(v.dtype)), k)
+            tl.store(crossing_sum_ptr + (batch * heads + head) * all_chunks + chunk, tl.sum(state * update))
+            dk = _dot(v, state.to(v.dtype)) * weight[:, None]
+            tl.store(head_crossing_ptr + tokens * heads, tl.sum(dk * k, axis=1), mask=tokens < length)
             if REVERSE:
                 decay = tl.exp(tl.where(row <= column, a[None, :] - a[:, None], float("-inf"))) * dt[:, None]
             else:
@@ -451,8 +460,8 @@ def _backward_keys_kernel(
             dk += _dot(dscores.to(k.dtype), other_k)
             _add_rows(dk_ptr, dk, j == 0, tokens, blocks * N, length, N, BLOCK_N)
 
-            other_v = (other_v * (reading if REVERSE else writing)[:, None]).to(v.dtype)
-            state = state * tl.exp(total) + _dot(tl.trans(other_v), other_k)
+            update = _dot(tl.trans((other_v * other_weight[:, None]).to(v.dtype)), other_k)
+            state = state * tl.exp(total) + update
 
         if not REVERSE:
             dstate = _load_state(border_states_ptr, at, P, N, BLOCK_P, BLOCK_N)
@@ -484,7 +493,8 @@ class _Scan:
         self.batch, self.length, self.heads, self.headdim = x.shape
         self.groups, self.d_state = B.shape[2:]
         self.heads_per_group = self.heads // self.groups
-        self.chunk = triton.next_power_of_2(max(16, min(chunk_size, LARGEST_CHUNK, self.length)))
+        largest = LARGEST_CHUNK_BYTES // x.element_size()
+        self.chunk = triton.next_power_of_2(max(16, min(chunk_size or largest, largest, self.length)))
         self.chunks_per_segment, self.segments, self.heads_per_block = self._cut()
         self.steps = self._steps()
 
@@ -548,8 +558,8 @@ class _Scan:
         dstates = self._handed_over(dfinal_state, dy, self.C, reverse=True)
 
         flow = self._new(self.segments, self.heads)
-        dC, reads = self._keys_backward(dy, self.C, self.x, self.B, states, dstates, flow, reverse=False)
-        dB, writes = self._keys_backward(self.x, self.B, dy, self.C, dstates, None, None, reverse=True)
+        dC, *reads = self._keys_backward(dy, self.C, self.x, self.B, states, dstates, flow, reverse=False)
+        dB, *writes = self._keys_backward(self.x, self.B, dy, self.C, dstates, None, None, reverse=True)
 
         dx = torch.empty(self.x.shape, dtype=self.x.dtype, device=self.x.device)
         ddt = self._new(self.length, self.heads)
@@ -564,8 +574,8 @@ class _Scan:
             self.dt_bias,
             self.D,
             dstates,
-            reads,
-            writes,
+            *reads,
+            *writes,
             flow,
             dx,
             ddt,
@@ -633,11 +643,12 @@ class _Scan:
         flow: Tensor | None,
         *,
         reverse: bool,
-    ) -> tuple[Tensor, Tensor]:
-        """Gradient of k (C, or B if reversed) [b, l, g, n], and what of <dk, k> crosses chunks [b, l, h]."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradient of k (C, or B if reversed) [b, l, g, n]; what of <dk, k> crosses chunks [b, l, h]; its sums."""
         blocks = self.heads // self.heads_per_block
         dk_of_blocks = self._new(self.length, blocks, self.d_state)
-        through_border = self._new(self.length, self.heads)
+        crossing = self._new(self.length, self.heads)
+        crossing_sum = self._new(self.heads, triton.cdiv(self.length, self.chunk))
         self._launch(
             _backward_keys_kernel,
             self.segments * blocks,
@@ -646,14 +657,15 @@ class _Scan:
             states,
             border_states,
             dk_of_blocks,
-            through_border,
+            crossing,
+            crossing_sum,
             flow,
             *self._sizes(),
             self.heads_per_block,
             **self._tile(),
             REVERSE=reverse,
         )
-        return dk_of_blocks.unflatten(2, (self.groups, -1)).sum(3), through_border
+        return dk_of_blocks.unflatten(2, (self.groups, -1)).sum(3), crossing, crossing_sum
 
     def _new(self, *shape: int) -> Tensor:
         return torch.empty((self.batch, *shape), dtype=torch.float32, device=self.x.device)
@@ -678,9 +690,9 @@ def _with_contiguous_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _with_strides(*tensors: Tensor) -> tuple[Tensor | int, ...]:
+def _with_strides(*tensors: Tensor) -> list[Any]:
     """Each tensor, followed by its strides but for the last of rows."""
-    return tuple(arg for tensor in tensors for arg in (tensor, *tensor.stride()[:3]))
+    return [argument for tensor in tensors for argument in (tensor, *tensor.stride()[:3])]
 
 
 def _multiprocessors(device: torch.device) -> int:
