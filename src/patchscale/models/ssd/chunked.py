@@ -127,8 +127,10 @@ class _Segment(torch.autograd.Function):
 
         # 1. What is above the diagonal, where a_l - a_s may overflow, is zero in the products; dt_s is in the exponent.
         products = (C @ B.transpose(-1, -2)).tril_()[:, :, :, None]  # b k g 1 q q
-        a_row, a_column = (each.permute(0, 1, 3, 4, 2).contiguous() for each in (a, a - _log(dt)))
-        decay = _exp_(a_row[..., :, None] - a_column[..., None, :])
+        a_by_head, log_dt = (each.permute(0, 1, 3, 4, 2).contiguous() for each in (a, _log(dt)))
+        # In this order, so that close tokens, which matter most, are not rounded at the size of a.
+        exponent = (a_by_head[..., :, None] - a_by_head[..., None, :]).add_(log_dt[..., None, :])
+        decay = _exp_(exponent)
         scores = decay * products
         if D is not None:
             scores.diagonal(dim1=-2, dim2=-1).add_(D.unflatten(0, (groups, -1))[..., None])
