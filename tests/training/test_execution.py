@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from tests.training.conftest import metrics
+from torch._dynamo.utils import counters
 
 from patchscale.errors import UserError
 from patchscale.training.journal import Watcher
@@ -43,8 +44,9 @@ class StopAtTwo(Watcher):
 
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
-@pytest.mark.parametrize("model", ["vit_test", "adventurer_test"])
-@pytest.mark.parametrize("task", ["classification", "segmentation"])
+@pytest.mark.parametrize(
+    ("task", "model"), [("classification", "vit_test"), ("segmentation", "adventurer_test")], ids=["vit", "adventurer"]
+)
 def test_a_compiled_run_learns_the_same_and_resumes(make_run, task, model):
     settings = [
         f"task={task}",
@@ -57,12 +59,16 @@ def test_a_compiled_run_learns_the_same_and_resumes(make_run, task, model):
     ]
     eager, compiled = make_run(*settings, study="eager"), make_run(*settings, "execution.compile=true", study="fast")
     row = run_training(eager)
+    torch.compiler.reset()
+    counters.clear()
     with pytest.raises(RuntimeError):
         run_training(compiled, progress=StopAtTwo())
     # The names in the checkpoint are those of the plain model.
     saved = torch.load(compiled.checkpoint_dir / "last.pt", weights_only=True)["task"]
     assert not any("_orig_mod" in name for name in saved)
     compiled_row = run_training(compiled)
+    assert counters["stats"]["unique_graphs"] > 0
+    assert not counters["graph_break"]
 
     assert compiled_row["test_loss"] == pytest.approx(row["test_loss"], rel=1e-3)
     for expected, found in zip(metrics(eager), metrics(compiled), strict=True):
