@@ -125,16 +125,17 @@ def test_16_bit_inputs_keep_a_float32_state(dtype: torch.dtype) -> None:
     assert_is_the_recurrence(inputs, 1e-2)
 
 
-def test_slices_of_wider_tensors_are_read_in_place() -> None:
+def test_tensors_with_any_strides() -> None:
     inputs = random_inputs(33, batch=2, groups=2)
     wide = torch.zeros(2, 33, 200)
     x, B, C, dt = wide.split([48, 40, 40, 2, 70], dim=-1)[:4]
     views = {"x": x.unflatten(-1, (2, 24)), "B": B.unflatten(-1, (2, 20)), "C": C.unflatten(-1, (2, 20)), "dt": dt}
     for name, view in views.items():
         view.copy_(inputs[name])
-    channels_first = {"C": inputs["C"].movedim(-1, 1).contiguous().movedim(1, -1)}  # this one has to be copied
     views = {name: view.detach() for name, view in views.items()}
-    assert_is_the_recurrence(inputs | views | channels_first, 1e-5)
+    copied = {"C": inputs["C"].movedim(-1, 1).contiguous().movedim(1, -1)}  # columns of which are rows in memory
+    copied |= {name: inputs[name].repeat_interleave(2)[::2] for name in ("A", "D", "dt_bias")}
+    assert_is_the_recurrence(inputs | views | copied, 1e-5)
 
 
 @pytest.mark.parametrize(("programs", "heads_per_block"), [(1, 4), (2, 2), (1000, 1)])

@@ -4,20 +4,27 @@ The sequence is cut into chunks, computed as matrix products as in `chunked.py`,
 program walks through the chunks of one segment with the state of one head in registers, so that states reach memory
 only at the borders of segments:
 
-    forward    1. every segment from a zero state: its last state and its decay      3. every segment again, from the
-               2. one pass over segments: the state before each                         right state: y
-    backward   1., 2. again, since only the inputs were kept; the same two with time reversed, from dy: the gradient of
-               the state after each segment; then dC in the order of time, and the rest against it
+    forward    steps      dt, and a: the sum of dt A from the start of the chunk to each of its tokens
+               segments   every segment from a zero state: its last state, and its decay
+               pass       from segment to segment: the state that each really starts from
+               forward    every segment again from there: y
+    backward   the first three again, since only inputs were kept; segments and pass against the order of time, from
+               dy: the gradient of the state after each segment
+               keys       dC in the order of time, dB against it: each is the mirror image of the other
+               backward   against the order of time: dx, d dt, dA, dD, d dt_bias and the gradient of the initial state
 
-B and C are read where they are, shared by the heads of a group, and their gradients are summed over heads by programs
-that own what they sum into: no atomics, so results repeat bit by bit. All offsets are 64-bit, since Triton takes sizes
-and strides that fit into 32 bits as such, and their products then overflow without a word.
+B and C are read where they are, shared by the heads of a group; a program that sums their gradients over heads owns
+what it sums into. There are no atomics, so results repeat bit by bit. All offsets are 64-bit: Triton takes sizes and
+strides that fit into 32 bits as such, and their products then overflow without a word.
 
-    a_l = sum of dt A over the chunk's tokens up to l        u = dt x
-    y_l = sum_{s<=l} (C_l . B_s) exp(a_l - a_s) u_s + exp(a_l) S C_l + D x_l            S the state before the chunk
+With u = dt x, and S the state before a chunk:
 
-The gradient of a log decay dt_t A is the flow past it: the sum of what each path from a write before t to a read at or
-after t adds to <dy, y>. Summing paths has no cancellation, unlike differences of sums over reads and writes.
+    y_l = sum_{s<=l} (C_l . B_s) exp(a_l - a_s) u_s + exp(a_l) S C_l + D x_l
+
+The gradient of the log decay dt_t A is the flow past t: the sum, over paths from a write before t to a read at or after
+t, of what the path adds to <dy, y>. Paths start and end in the chunk, or cross its start (reads), its end (writes), or
+both (passing). What flows across the end of a chunk is writes + passing = <gradient of the state there, state there>;
+it is known where segments end, and from there the passing of each chunk follows.
 
 b batch   l tokens   h heads   p headdim   g groups   n d_state   Q tokens of a chunk
 """
@@ -310,7 +317,7 @@ def _forward_kernel(
         writes = (x * (dt * tl.exp(total - a))[:, None]).to(x.dtype)
         state = state * tl.exp(total) + _dot(tl.trans(writes), B)
 
-    if final_state_ptr is not None:  # noqa: SIM102 -- this is decided when compiling, the rest when running
+    if final_state_ptr is not None:  # noqa: SIM102 (this is decided when compiling, the rest when running)
         if segment == segments - 1:
             _store_state(final_state_ptr, batch * heads + head, state, P, N, BLOCK_P, BLOCK_N)
 
@@ -489,7 +496,8 @@ class _Scan:
         chunk_size: int,
     ) -> None:
         self.x, self.B, self.C = (_with_contiguous_rows(tensor) for tensor in (x, B, C))
-        self.dt, self.A, self.D, self.dt_bias, self.dt_softplus = dt, A, D, dt_bias, dt_softplus
+        self.A, self.D, self.dt_bias = A.contiguous(), _contiguous(D), _contiguous(dt_bias)
+        self.dt, self.dt_softplus = dt, dt_softplus
         self.batch, self.length, self.heads, self.headdim = x.shape
         self.groups, self.d_state = B.shape[2:]
         self.heads_per_group = self.heads // self.groups
@@ -686,6 +694,10 @@ class _Scan:
             kernel[(self.batch * programs,)](*args, **constants, **LAUNCH)
 
 
+def _contiguous(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.contiguous()
+
+
 def _with_contiguous_rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
@@ -799,7 +811,3 @@ def _backward(ctx: Any, dy: Tensor, dfinal_state: Tensor) -> tuple[Tensor | None
 
 
 _ssd_scan.register_autograd(_backward, setup_context=_save_inputs)
-
-
-def _contiguous(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None else tensor.contiguous()
