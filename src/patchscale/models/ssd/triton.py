@@ -47,7 +47,7 @@ CHUNKS_PER_SEGMENT = 8
 PROGRAMS_PER_MULTIPROCESSOR = 4  # that many hide each other's loads
 # Without software pipelining: with it, products that read a state which is also updated are miscompiled for some
 # devices (triton-lang/triton pull request 10993).
-LAUNCH = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
+LAUNCH = {"num_stages": 1, "enable_fp_fusion": True}
 
 INDEX = tl.constexpr(tl.int64)
 # Triton's interpreter (3.6 to 3.9) multiplies matrices of bfloat16 as if they were integers.
@@ -683,15 +683,15 @@ class _Scan:
 
     def _tile(self) -> dict[str, int]:
         """Constants that kernels are compiled for."""
-        P, N = self.headdim, self.d_state
-        block_p, block_n = (max(16, triton.next_power_of_2(size)) for size in (P, N))
-        return {"P": P, "N": N, "BLOCK_P": block_p, "BLOCK_N": block_n, "Q": self.chunk}
+        block_p, block_n = (max(16, triton.next_power_of_2(size)) for size in (self.headdim, self.d_state))
+        return {"P": self.headdim, "N": self.d_state, "BLOCK_P": block_p, "BLOCK_N": block_n, "Q": self.chunk}
 
     def _launch(self, kernel: Any, programs: int, *args: Any, **constants: Any) -> None:
         """Run `programs` for each sequence of the batch."""
+        num_warps = 4 if self.headdim * self.d_state <= 64 * 64 else 8  # the state is in their registers
         on_device = torch.cuda.device(self.x.device) if self.x.is_cuda else nullcontext()
         with on_device:
-            kernel[(self.batch * programs,)](*args, **constants, **LAUNCH)
+            kernel[(self.batch * programs,)](*args, **constants, **LAUNCH, num_warps=num_warps)
 
 
 def _contiguous(tensor: Tensor | None) -> Tensor | None:
