@@ -137,7 +137,7 @@ def test_classification_meter_equals_sklearn(images: int, classes: int, batch_si
     measured = meter.compute()
     assert measured["metric"] == accuracy_score(labels, logits.argmax(1))
     expected = log_loss(labels, logits.double().softmax(1).numpy(), labels=range(classes))
-    assert measured["loss"] == pytest.approx(expected, rel=1e-5, abs=1e-6)  # one small float32 loss rounds at its logits
+    assert measured["loss"] == pytest.approx(expected, rel=1e-5, abs=1e-6)  # float32 rounds at the logits
 
 
 def test_the_metered_loss_is_not_smoothed_and_counts_in_float32() -> None:
