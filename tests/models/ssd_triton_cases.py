@@ -12,7 +12,9 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
+from patchscale.costs.flops import scan_macs
 from patchscale.errors import UserError
 from patchscale.models.ssd import triton as kernels
 from patchscale.models.ssd.reference import ssd_reference
@@ -211,6 +213,19 @@ def test_one_graph_when_compiled() -> None:
         torch.compile(loss, fullgraph=True, backend="aot_eager")(**inputs), list(inputs.values())
     )
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
+
+
+def test_torch_counts_its_flops_as_the_cost_formula_does() -> None:
+    inputs = {name: value.requires_grad_() for name, value in random_inputs(20).items()}
+    with FlopCounterMode(display=False) as counter:
+        y, _ = ssd_triton(**inputs, dt_softplus=True, chunk_size=16, return_final_state=False)
+        forward = counter.get_total_flops()
+        y.sum().backward()
+    batch, length, heads, headdim = inputs["x"].shape
+    groups, d_state = inputs["B"].shape[2:]
+    macs = scan_macs(length, d_inner=heads * headdim, d_state=d_state, chunk_size=256, groups=groups)
+    assert forward == 2 * batch * macs
+    assert counter.get_total_flops() == 3 * forward
 
 
 def test_float64_is_refused() -> None:

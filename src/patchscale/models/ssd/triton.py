@@ -39,8 +39,11 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from patchscale.costs.flops import scan_macs
 from patchscale.errors import UserError
+from patchscale.shapes import AdventurerShape
 
 LARGEST_CHUNK_BYTES = 128  # of one channel: 64 tokens of 16 bit or 32 of float32; larger tiles overflow the registers
 CHUNKS_PER_SEGMENT = 8
@@ -811,3 +814,18 @@ def _backward(ctx: Any, dy: Tensor, dfinal_state: Tensor) -> tuple[Tensor | None
 
 
 _ssd_scan.register_autograd(_backward, setup_context=_save_inputs)
+
+
+@register_flop_formula(torch.ops.patchscale.ssd_scan)
+def _flops(x_shape: tuple[int, ...], dt: Any, A: Any, B_shape: tuple[int, ...], *args: Any, **kwargs: Any) -> int:
+    """FLOPs by the convention of `patchscale.costs`, whatever chunks the kernels use; else torch would count none."""
+    batch, length, heads, headdim = x_shape
+    groups, d_state = B_shape[2:]
+    chunk_size = AdventurerShape.chunk_size
+    macs = scan_macs(length, d_inner=heads * headdim, d_state=d_state, chunk_size=chunk_size, groups=groups)
+    return 2 * batch * macs
+
+
+@register_flop_formula(torch.ops.patchscale.ssd_scan_backward)
+def _backward_flops(dy: Any, dfinal_state: Any, *inputs: Any, **kwargs: Any) -> int:
+    return 2 * _flops(*inputs)
