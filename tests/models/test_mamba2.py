@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import patchscale.models.mamba2 as mamba2
 from patchscale.models.causal_conv import causal_conv
 from patchscale.models.mamba2 import Mamba2Mixer
-from patchscale.models.norms import GatedRMSNorm
+from patchscale.models.norms import gated_rms_norm
 from patchscale.models.reading_order import reading_order
 
 
@@ -57,23 +57,44 @@ def test_causal_conv_of_a_slice_of_wider_tokens() -> None:
 
 
 def test_gated_norm_is_its_formula() -> None:
-    y, z = leaf(2, 5, 8), leaf(2, 5, 8, seed=1)
-    norm = GatedRMSNorm(8).double()
-    nn.init.normal_(norm.weight)
+    y, z, weight = leaf(2, 5, 8), leaf(2, 5, 8, seed=1), leaf(8, seed=2)
     gated = y * F.silu(z)
-    truth = gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt() * norm.weight
-    ours = norm(y, z)
+    truth = gated / (gated.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight
+    ours = gated_rms_norm(y, z, weight)
     torch.testing.assert_close(ours, truth)
-    leaves = [y, z, norm.weight]
+    leaves = [y, z, weight]
     torch.testing.assert_close(gradients(ours, leaves), gradients(truth, leaves))
-    assert norm(y.bfloat16(), z.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_around_backward_changes_no_gradient(dtype: torch.dtype) -> None:
+    """Sums over many tokens are in float32, in bfloat16 too, and products of the gated norm are never narrowed."""
+    y, z, before = (leaf(1, length, 8, seed=length).to(dtype).detach().requires_grad_() for length in (999, 999, 3))
+    weight, taps, bias = (
+        leaf(*shape, seed=len(shape)).float().detach().requires_grad_() for shape in ((8,), (8, 1, 4), (8,))
+    )
+
+    def everything() -> list[Tensor]:
+        normed = gated_rms_norm(y, z, weight)
+        convolved, _ = causal_conv(y, before, taps, bias)
+        return gradients(torch.cat([normed, convolved.float()], dim=1), [y, z, before, weight, taps, bias])
+
+    outside = everything()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = everything()
+    assert all(torch.equal(a, b) for a, b in zip(inside, outside, strict=True))
+    y64, taps64 = y.detach().double(), taps.detach().to(dtype).double().requires_grad_()
+    truth, _ = padded_conv1d(y64, before.detach().double(), taps64, bias.detach().double())
+    weights = leaf(1, 2 * 999, 8, seed=99).detach()[:, 999:].to(dtype).double()
+    (dtaps,) = torch.autograd.grad((truth * weights).sum(), taps64)
+    assert (outside[4].double() - dtaps).norm() < 5e-3 * dtaps.norm()
 
 
 @pytest.mark.parametrize("has_mean", [False, True])
 @pytest.mark.parametrize("backwards", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 10])
 @pytest.mark.parametrize("tokens_per_stretch", [1, 3, 4, 9, 100])
-def test_reading_order(has_mean: bool, backwards: bool, tokens_per_stretch: int) -> None:
-    length = 10
+def test_reading_order(has_mean: bool, backwards: bool, tokens_per_stretch: int, length: int) -> None:
     tokens, mean = torch.arange(float(length)).view(1, length, 1), torch.full((1, 1, 1), -1.0)
     order = reading_order(length, has_mean=has_mean, backwards=backwards, tokens_per_stretch=tokens_per_stretch)
     read = [stretch.read(tokens, mean if has_mean else None) for stretch in order]
@@ -105,17 +126,38 @@ def short_stretches(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("backwards", [False, True])
-def test_by_stretches_or_at_once_is_the_same(monkeypatch: pytest.MonkeyPatch, backwards: bool) -> None:
+def test_by_stretches_or_at_once_is_the_same(request: pytest.FixtureRequest, backwards: bool) -> None:
     torch.manual_seed(0)
     mixer = Mamba2Mixer(32, d_state=8, headdim=16).double()
     assert mixer._tokens_per_stretch(leaf(2, 150, 32)) == 150
     at_once = mixer_results(mixer, backwards=backwards)
-    monkeypatch.setattr(mamba2, "ELEMENTS_PER_STRETCH", 1)
-    monkeypatch.setattr(mamba2, "STRETCHES_FROM_ELEMENTS", 1)
+    request.getfixturevalue("short_stretches")
     assert mixer._tokens_per_stretch(leaf(2, 150, 32)) == 64
     by_stretches = mixer_results(mixer, backwards=backwards)
     for name, truth in at_once.items():
         torch.testing.assert_close(by_stretches[name], truth, rtol=1e-9, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.usefixtures("short_stretches")
+def test_by_stretches_hooks_and_swapped_parameters_work_as_always() -> None:
+    torch.manual_seed(0)
+    mixer = Mamba2Mixer(32, d_state=8, headdim=16).double()
+    u = leaf(2, 200, 32)
+    (truth,) = gradients(mixer(u), [mixer.A_log])
+    hook = mixer.A_log.register_hook(lambda gradient: gradient * 0.5)
+    torch.testing.assert_close(gradients(mixer(u), [mixer.A_log])[0], truth * 0.5)
+    hook.remove()
+
+    others = {name: (value * 1.1).detach().requires_grad_() for name, value in mixer.named_parameters()}
+    swapped = gradients(torch.func.functional_call(mixer, others, (u,)), list(others.values()))
+    mixer.load_state_dict(others)
+    torch.testing.assert_close(swapped, gradients(mixer(u), list(mixer.parameters())))
+
+    out = mixer(u)
+    with torch.no_grad():
+        mixer.norm.weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
 
 
 @pytest.mark.usefixtures("short_stretches")

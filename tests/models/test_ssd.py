@@ -7,6 +7,7 @@ from tests.models.conftest import expected, golden, waves
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from patchscale.errors import UserError
 from patchscale.models.ssd import ssd_scan
 from patchscale.models.ssd.chunked import CHUNKS_PER_SEGMENT, chunk_length
 
@@ -197,3 +198,33 @@ def test_bias_and_softplus_of_dt_can_be_folded_in(backend: str) -> None:
     torch.testing.assert_close(folded, ssd_scan(dt=F.softplus(raw + bias), chunk_size=CHUNK, **inputs))
     biased = ssd_scan(dt=raw.abs(), dt_bias=bias.abs(), backend=backend, chunk_size=CHUNK, **inputs)
     torch.testing.assert_close(biased, ssd_scan(dt=raw.abs() + bias.abs(), chunk_size=CHUNK, **inputs))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "options", "message"),
+    [
+        ({"length": 0}, {}, "needs tokens, and heads in equal groups; got 0 tokens"),
+        ({"length": 3, "groups": 3}, {}, "got 3 tokens, 4 heads, 3 groups"),
+        ({"length": 3}, {"chunk_size": 0}, "chunk_size=0 must be a positive number of tokens"),
+    ],
+)
+def test_sizes_that_do_not_fit(sizes: dict[str, int], options: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        ssd_scan(**random_inputs(**sizes), **options)
+
+
+def test_steps_of_nothing_have_gradients() -> None:
+    """dt = 0, as a ReLU gives it: nothing is written, but a little more would be."""
+    inputs = random_inputs(40)
+    inputs["dt"][:, ::3] = 0
+    assert_all_close(run(inputs, chunk_size=CHUNK), run(inputs, backend="reference"), 1e-9)
+
+
+def test_bfloat16_gradients_wherever_backward_is_called() -> None:
+    inputs = random_inputs(100, headdim=16, d_state=16)
+    narrow = {name: value.to(torch.bfloat16 if name in "xBC" else torch.float32) for name, value in inputs.items()}
+    truth = run({name: value.double() for name, value in narrow.items()}, backend="reference")
+    ours = run(narrow)
+    assert_all_close(ours, truth, 3e-2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(torch.equal(value, ours[name]) for name, value in run(narrow).items())

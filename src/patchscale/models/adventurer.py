@@ -53,7 +53,10 @@ FLIP_SCHEDULES: dict[str, Callable[[int], bool]] = {
 
 
 class Adventurer(nn.Module):
-    """[B, 3, H, W] images -> [B, num_classes] logits."""
+    """[B, 3, H, W] images -> [B, num_classes] logits.
+
+    Parameters stay float32; for bfloat16 use `torch.autocast`. Second derivatives are not available.
+    """
 
     architecture = "adventurer"
     pretrained_cfg: dict[str, Any] | None = None  # timm's data pipeline reads it; set for models made by timm's names
@@ -83,7 +86,6 @@ class Adventurer(nn.Module):
         Raises `UserError` for sizes that do not fit together, or an unknown schedule or backend.
         """
         super().__init__()
-        _check_width(embed_dim, headdim, expand)
         flips = _flips(flip_schedule, depth)
 
         self.img_size = image_height_width(img_size)
@@ -258,17 +260,6 @@ def _flips(flip_schedule: str, depth: int) -> list[bool]:
     if flip_schedule not in FLIP_SCHEDULES:
         raise UserError(f"flip_schedule {flip_schedule!r} is unknown; choose one of {', '.join(FLIP_SCHEDULES)}")
     return [FLIP_SCHEDULES[flip_schedule](block) for block in range(depth)]
-
-
-def _check_width(embed_dim: int, headdim: int, expand: int) -> None:
-    if embed_dim < 1 or (expand * embed_dim) % headdim:
-        step = next(d for d in range(1, headdim + 1) if (expand * d) % headdim == 0)
-        below = embed_dim // step * step
-        legal = [d for d in (below, below + step) if d > 0]
-        raise UserError(
-            f"embed_dim={embed_dim} does not give whole heads of {headdim} channels; "
-            f"it must be a multiple of {step}: use {' or '.join(map(str, legal))}"
-        )
 
 
 def _new_head(embed_dim: int, num_classes: int) -> nn.Module:

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from patchscale.models.autocast import without_autocast
+
 
 def causal_conv(x: Tensor, before: Tensor | None, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
     """Each channel of x [b, l, c] over its last w tokens -> [b, l, c]; the last tap meets the current token.
@@ -57,5 +59,6 @@ class _CausalConv(torch.autograd.Function):
 
 def _conv(x: Tensor, weight: Tensor, bias: Tensor | None, padding: int = 0) -> Tensor:
     rows = x.transpose(1, 2).unsqueeze(2)  # b c 1 l
-    out = F.conv2d(rows, weight.unsqueeze(2), bias, padding=(0, padding), groups=weight.shape[0])
+    with without_autocast(x.device):
+        out = F.conv2d(rows, weight.unsqueeze(2), bias, padding=(0, padding), groups=weight.shape[0])
     return out.squeeze(2).transpose(1, 2)

@@ -9,9 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from patchscale.errors import UserError
 from patchscale.models.causal_conv import causal_conv
-from patchscale.models.mixing import mix_by_stretches
-from patchscale.models.norms import GatedRMSNorm
+from patchscale.models.mixing import Left, Parameters, mix_by_stretches
+from patchscale.models.norms import RMSNorm, gated_rms_norm
 from patchscale.models.reading_order import reading_order
 from patchscale.models.ssd import AUTO, ssd_scan
 from patchscale.models.ssd.chunked import CHUNK_SIZE
@@ -19,7 +20,8 @@ from patchscale.models.ssd.selection import check_backend_name
 
 # On a CPU a mixer works on stretches of long sequences, which its caches hold and of which little need be kept. Counted
 # in outputs of in_proj. Measured on 2026-11-22: at 21 million of them 10 % faster and half the memory; at 5 million
-# computing stretches again in the backward pass costs 10 % more than caches save.
+# computing stretches again in the backward pass costs 10 % more than caches save. A stretch is at least one chunk, so
+# with large batches only memory is saved.
 ELEMENTS_PER_STRETCH = 2**20  # for each thread
 STRETCHES_FROM_ELEMENTS = 2**24
 
@@ -43,6 +45,7 @@ class Mamba2Mixer(nn.Module):
     ) -> None:
         super().__init__()
         check_backend_name(ssd_backend)
+        _check_width(embed_dim, headdim, expand)
         self.d_inner = expand * embed_dim
         self.d_state = d_state
         self.headdim = headdim
@@ -56,7 +59,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(_inverse_softplus(_log_uniform(self.num_heads, 1e-3, 1e-1)))
         self.A_log = nn.Parameter(torch.empty(self.num_heads).uniform_(1, 16).log())
         self.D = nn.Parameter(torch.ones(self.num_heads))
-        self.norm = GatedRMSNorm(self.d_inner)
+        self.norm = RMSNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, embed_dim, bias=False)
 
     def forward(self, u: Tensor, mean: Tensor | None = None, backwards: bool = False) -> Tensor:
@@ -71,33 +74,41 @@ class Mamba2Mixer(nn.Module):
             backwards=backwards,
             tokens_per_stretch=self._tokens_per_stretch(u),
         )
+        conv_bias = self.conv1d.bias
+        assert conv_bias is not None
+        parameters = {
+            "conv1d.weight": self.conv1d.weight,
+            "conv1d.bias": conv_bias,
+            "dt_bias": self.dt_bias,
+            "A_log": self.A_log,
+            "D": self.D,
+            "norm.weight": self.norm.weight,
+        }
         if len(order) == 1:
-            mixed, _ = self._mix(order[0].read(projected, projected_mean), None, is_last=True)
+            mixed, _ = self._mix(parameters, order[0].read(projected, projected_mean), None, is_last=True)
             mixed = order[0].restore(mixed)
         else:
-            mixed = mix_by_stretches(self._mix, order, projected, projected_mean, self._mixing_parameters())
+            mixed = mix_by_stretches(self._mix, parameters, order, projected, projected_mean)
         return self.out_proj(mixed)
 
-    def _mix(
-        self, projected: Tensor, left: tuple[Tensor, ...] | None, is_last: bool
-    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+    def _mix(self, parameters: Parameters, projected: Tensor, left: Left | None, is_last: bool) -> tuple[Tensor, Left]:
         """From in_proj to out_proj: [B, l, in_proj's outputs] -> [B, l, E], all tokens or a stretch of them.
 
         What one stretch leaves to the next: the last inputs of the convolution, and the state of the scan.
         """
         z, xBC, dt = projected.split([self.d_inner, self.d_inner + 2 * self.d_state, self.num_heads], dim=-1)
         before, state = left or (None, None)
-        convolved, after = causal_conv(xBC, before, *self.conv1d.parameters())
+        convolved, after = causal_conv(xBC, before, parameters["conv1d.weight"], parameters["conv1d.bias"])
         x, B, C = F.silu(convolved).split([self.d_inner, self.d_state, self.d_state], dim=-1)
         scan = partial(
             ssd_scan,
             x.unflatten(-1, (self.num_heads, self.headdim)),
             dt,
-            -torch.exp(self.A_log),
+            -torch.exp(parameters["A_log"]),
             B.unsqueeze(2),
             C.unsqueeze(2),
-            self.D,
-            dt_bias=self.dt_bias,
+            parameters["D"],
+            dt_bias=parameters["dt_bias"],
             dt_softplus=True,
             backend=self.ssd_backend,
             chunk_size=self.chunk_size,
@@ -108,10 +119,7 @@ class Mamba2Mixer(nn.Module):
         else:
             y, state = scan(return_final_state=True)
             left = (after, state)
-        return self.norm(y.flatten(2), z), left
-
-    def _mixing_parameters(self) -> list[Tensor]:
-        return [*self.conv1d.parameters(), self.dt_bias, self.A_log, self.D, self.norm.weight]
+        return gated_rms_norm(y.flatten(2), z, parameters["norm.weight"]), left
 
     def _tokens_per_stretch(self, u: Tensor) -> int:
         """How much of a sequence [B, L, D] to mix at once: what a CPU's caches hold; all of it on other devices."""
@@ -122,6 +130,17 @@ class Mamba2Mixer(nn.Module):
             return length
         tokens = ELEMENTS_PER_STRETCH * torch.get_num_threads() // elements_per_token
         return max(1, tokens // CHUNK_SIZE) * CHUNK_SIZE
+
+
+def _check_width(embed_dim: int, headdim: int, expand: int) -> None:
+    if embed_dim < 1 or (expand * embed_dim) % headdim:
+        step = next(d for d in range(1, headdim + 1) if (expand * d) % headdim == 0)
+        below = embed_dim // step * step
+        legal = [d for d in (below, below + step) if d > 0]
+        raise UserError(
+            f"embed_dim={embed_dim} does not give whole heads of {headdim} channels; "
+            f"it must be a multiple of {step}: use {' or '.join(map(str, legal))}"
+        )
 
 
 def _log_uniform(count: int, low: float, high: float) -> Tensor:

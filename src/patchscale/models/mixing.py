@@ -5,7 +5,7 @@ kept: in the backward pass, from the last stretch to the first, each is computed
 written to where they belong, without the pieces and copies that autograd would make of slices.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,50 +15,57 @@ from torch.autograd.function import once_differentiable
 from patchscale.models.reading_order import Stretch
 
 Left = tuple[Tensor, ...]
-MixStretch = Callable[[Tensor, Left | None, bool], tuple[Tensor, Left]]
-"""(inputs [B, l, C], what the stretch before left or None, is_last) -> (outputs [B, l, E], what this one leaves)."""
+Parameters = Mapping[str, Tensor]
+MixStretch = Callable[[Parameters, Tensor, Left | None, bool], tuple[Tensor, Left]]
+"""(parameters, inputs [B, l, C], what the stretch before left or None, is this the last?)
+-> (outputs [B, l, E], what this stretch leaves). Must not depend on autocast: it runs without."""
 
 
 def mix_by_stretches(
-    mix: MixStretch, order: Sequence[Stretch], tokens: Tensor, mean: Tensor | None, parameters: Sequence[Tensor]
+    mix: MixStretch, parameters: Parameters, order: Sequence[Stretch], tokens: Tensor, mean: Tensor | None
 ) -> Tensor:
     """Mix `tokens` [B, L, C], read in `order`; outputs [B, L, E] in raster order, that of the mean dropped.
 
-    `parameters` are those that `mix` uses: gradients go to them. Second derivatives are not available.
+    Gradients go to tokens, mean and parameters, once; second derivatives are not available.
     """
-    return _MixByStretches.apply(mix, order, tokens, mean, *parameters)
+    return _MixByStretches.apply(mix, tuple(parameters), order, tokens, mean, *parameters.values())
 
 
 class _MixByStretches(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, mix: MixStretch, order: Sequence[Stretch], tokens: Tensor, mean: Tensor | None, *parameters: Tensor
+        ctx: Any,
+        mix: MixStretch,
+        names: Sequence[str],
+        order: Sequence[Stretch],
+        tokens: Tensor,
+        mean: Tensor | None,
+        *values: Tensor,
     ) -> Tensor:
+        parameters = dict(zip(names, values, strict=True))
         mixed, left, all_left = None, None, []
         for stretch in order:
-            part, left = mix(stretch.read(tokens, mean), left, stretch is order[-1])
+            part, left = mix(parameters, stretch.read(tokens, mean), left, stretch is order[-1])
             if mixed is None:
                 mixed = part.new_empty(*tokens.shape[:2], part.shape[2])
             stretch.write(part, mixed, None)
             all_left.append(left)
         assert mixed is not None
-        # The parameters themselves, for `mix` uses them and not what a checkpoint around this would save of them.
-        ctx.mix, ctx.order, ctx.parameters = mix, order, parameters
-        ctx.save_for_backward(tokens, mean, *(tensor for left in all_left for tensor in left))
-        device = tokens.device.type
-        ctx.autocast = {
-            "device_type": device,
-            "enabled": torch.is_autocast_enabled(device),
-            "dtype": torch.get_autocast_dtype(device),
-        }
+        ctx.mix, ctx.names, ctx.order = mix, names, order
+        ctx.save_for_backward(tokens, mean, *values, *(tensor for left in all_left for tensor in left))
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dmixed: Tensor) -> tuple[Tensor | None, ...]:
-        tokens, mean, *kept = ctx.saved_tensors
+        tokens, mean, *rest = ctx.saved_tensors
+        values, kept = rest[: len(ctx.names)], rest[len(ctx.names) :]
+        parameters = {
+            name: value.detach().requires_grad_(needed)
+            for name, value, needed in zip(ctx.names, values, ctx.needs_input_grad[5:], strict=True)
+        }
+        trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
         width = len(kept) // max(1, len(ctx.order) - 1)
-        trained = [parameter for parameter in ctx.parameters if parameter.requires_grad]
         dtokens = torch.empty_like(tokens)
         dmean = None if mean is None else torch.empty_like(mean)
         dtrained = [torch.zeros_like(parameter) for parameter in trained]
@@ -69,19 +76,14 @@ class _MixByStretches(torch.autograd.Function):
             stretch = ctx.order[i]
             inputs = stretch.read(tokens, mean).detach().requires_grad_()
             before = [tensor.detach().requires_grad_() for tensor in kept[(i - 1) * width : i * width]] if i else []
-            with torch.enable_grad(), torch.autocast(**ctx.autocast):
-                part, left = ctx.mix(inputs, tuple(before) or None, stretch is ctx.order[-1])
+            with torch.enable_grad():
+                part, left = ctx.mix(parameters, inputs, tuple(before) or None, stretch is ctx.order[-1])
             gradients = [stretch.read(dmixed, no_mean), *dleft]
             found = torch.autograd.grad([part, *left], [inputs, *before, *trained], gradients)
             stretch.write(found[0], dtokens, dmean)
             dleft = found[1 : 1 + len(before)]
             for total, here in zip(dtrained, found[1 + len(before) :], strict=True):
                 total += here
-        dparameters = iter(dtrained)
-        return (
-            None,
-            None,
-            dtokens,
-            dmean,
-            *(next(dparameters) if parameter.requires_grad else None for parameter in ctx.parameters),
-        )
+        totals = iter(dtrained)
+        dvalues = [next(totals) if parameter.requires_grad else None for parameter in parameters.values()]
+        return None, None, None, dtokens, dmean, *dvalues

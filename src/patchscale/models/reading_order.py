@@ -58,7 +58,7 @@ class Stretch:
 def reading_order(length: int, *, has_mean: bool, backwards: bool, tokens_per_stretch: int) -> list[Stretch]:
     """Stretches, in the order they are read, of `length` tokens of which the last stays last."""
     movable = length - 1 if backwards else length
-    starts = range(0, movable, tokens_per_stretch)
+    starts = range(0, max(movable, 1), tokens_per_stretch)
     bounds = [(start, min(start + tokens_per_stretch, movable)) for start in starts]
     if backwards:
         bounds = [(movable - stop, movable - start) for start, stop in bounds]

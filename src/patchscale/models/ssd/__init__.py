@@ -11,6 +11,7 @@ from typing import Literal, overload
 
 from torch import Tensor
 
+from patchscale.errors import UserError
 from patchscale.models.ssd.backends import SSD_BACKENDS, SSDBackend
 from patchscale.models.ssd.selection import AUTO, backend_and_reason, resolve_backend, self_check
 
@@ -71,9 +72,16 @@ def ssd_scan(
     dt [B, L, H] is positive, or becomes so: `dt_bias` [H] is added to it, then softplus taken if `dt_softplus`.
     A [H] is negative, B and C are [B, L, G, N], D [H] is the skip weight. With `return_final_state` the result is
     (y, S_L [B, H, P, N]), S_L at least float32; it can be given as `initial_state` to go on. `chunk_size` is about how
-    many tokens are computed as one matrix product; it changes speed and rounding only. Raises `UserError` for a
-    `backend` that is unknown or cannot run on the device of `x`.
+    many tokens are computed as one matrix product; it changes speed and rounding only. Second derivatives are not
+    available. Raises `UserError` for a `backend` that is unknown or cannot run on the device of `x`, and for sizes that
+    do not fit together.
     """
+    heads, groups = x.shape[2], B.shape[2]
+    if x.shape[1] < 1 or heads % groups:
+        sizes = f"{x.shape[1]} tokens, {heads} heads, {groups} groups"
+        raise UserError(f"a scan needs tokens, and heads in equal groups; got {sizes}")
+    if chunk_size is not None and chunk_size < 1:
+        raise UserError(f"chunk_size={chunk_size} must be a positive number of tokens, or None for a fast one")
     y, final_state = SSD_BACKENDS[resolve_backend(backend, x.device)](
         x,
         dt,

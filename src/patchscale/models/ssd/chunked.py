@@ -18,7 +18,6 @@ b images   l tokens   k chunks   q tokens of a chunk   g groups   r heads of a g
 """
 
 import math
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -27,13 +26,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from patchscale.models.autocast import without_autocast
+
 # Fastest forward and backward on CPU among 16 to 256 at 18 to 4,098 tokens (measured 2026-11-22, float32).
 CHUNK_SIZE = 64
 # Longer sequences go by in segments of this many chunks, and each segment is computed again in the backward pass.
 # Kept for the backward: the inputs and one state a segment. Working memory: that of one segment, whatever the length.
 CHUNKS_PER_SEGMENT = 16
-# Decays, and dt, below exp(-60) count as exp(-60).
-SMALLEST_LOG = 60.0
+# A decay times dt below exp(-60) counts as that, and dt below exp(-30), or 1e-13, as that.
+SMALLEST_LOG = -60.0
+SMALLEST_LOG_DT = -30.0
 
 
 def ssd_chunked(
@@ -57,7 +59,7 @@ def ssd_chunked(
     length, groups = x.shape[1], B.shape[2]
     chunk = chunk_length(length, chunk_size or CHUNK_SIZE)
     tokens_per_segment = chunk * CHUNKS_PER_SEGMENT
-    with _without_autocast(x.device.type):
+    with without_autocast(x.device):
         wide = torch.promote_types(x.dtype, torch.float32)
         dt = dt.to(wide)
         if dt_bias is not None:
@@ -127,7 +129,7 @@ class _Segment(torch.autograd.Function):
 
         # 1. What is above the diagonal, where a_l - a_s may overflow, is zero in the products; dt_s is in the exponent.
         products = (C @ B.transpose(-1, -2)).tril_()[:, :, :, None]  # b k g 1 q q
-        a_by_head, log_dt = (each.permute(0, 1, 3, 4, 2).contiguous() for each in (a, _log(dt)))
+        a_by_head, log_dt = (each.permute(0, 1, 3, 4, 2).contiguous() for each in (a, _floored(dt).log()))
         # In this order, so that close tokens, which matter most, are not rounded at the size of a.
         exponent = (a_by_head[..., :, None] - a_by_head[..., None, :]).add_(log_dt[..., None, :])
         decay = _exp_(exponent)
@@ -167,7 +169,7 @@ class _Segment(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor, dend: Tensor | None) -> tuple[Tensor | None, ...]:
         x, dt, B, C, A, a, decay, products, scores, x_by_head, w, before, read = ctx.saved_tensors
         narrow, wide = x.dtype, dt.dtype
-        with _without_autocast(x.device.type):
+        with without_autocast(x.device):
             dy = _in_chunks(dt.shape[2], dy)[0].unflatten(3, x.shape[3:5])
 
             # 1.
@@ -180,7 +182,7 @@ class _Segment(torch.autograd.Function):
             # How much of the loss flows from the token of a column to that of a row, and so through all decays between.
             through = dscores.mul_(products)
             gives, takes = (_tokens_first(through.sum(dim=dim)) for dim in (-2, -1))
-            ddt = gives / _log_floor(dt)
+            ddt = gives / _floored(dt)
             flow = _sum_from_here(takes - gives)
 
             dstate = None
@@ -264,15 +266,11 @@ def _exp_(log_decay: Tensor) -> Tensor:
 
     Without the bound products meet denormal numbers, which make them five times slower on a CPU.
     """
-    return log_decay.clamp_(-SMALLEST_LOG, SMALLEST_LOG).exp_()
+    return log_decay.clamp_(SMALLEST_LOG, -SMALLEST_LOG).exp_()
 
 
-def _log(dt: Tensor) -> Tensor:
-    return _log_floor(dt).log()
-
-
-def _log_floor(dt: Tensor) -> Tensor:
-    return dt.clamp_min(math.exp(-SMALLEST_LOG))
+def _floored(dt: Tensor) -> Tensor:
+    return dt.clamp_min(math.exp(SMALLEST_LOG_DT))
 
 
 def _tokens_first(by_head: Tensor) -> Tensor:
@@ -283,7 +281,3 @@ def _tokens_first(by_head: Tensor) -> Tensor:
 def _sum_from_here(per_token: Tensor) -> Tensor:
     """Sum over this token and the later ones of its chunk, [b, k, q, ...]."""
     return per_token.flip(2).cumsum(2).flip(2)
-
-
-def _without_autocast(device: str) -> AbstractContextManager[object]:
-    return nullcontext() if device == "meta" else torch.autocast(device, enabled=False)  # autocast knows no meta device

@@ -36,12 +36,12 @@ def resolve_backend(name: str, device: torch.device) -> str:
 
     Raises `UserError` for an unknown name, and for one that cannot run there.
     """
-    return _resolve(name, device.type)
+    return _resolve(name, str(device))
 
 
 def backend_and_reason(device: torch.device) -> tuple[str, str]:
     """What "auto" chooses on `device`, and why."""
-    return _choose(device.type)
+    return _choose(str(device))
 
 
 def self_check(backend: str, device: torch.device) -> float:
@@ -57,51 +57,51 @@ def self_check(backend: str, device: torch.device) -> float:
         errors = {
             name: ((found[name].cpu().double() - value).norm() / value.norm()).item() for name, value in truth.items()
         }
-    worst = max(errors, key=lambda name: errors[name] if errors[name] == errors[name] else float("inf"))  # NaN is worst
-    if not errors[worst] <= LARGEST_ERROR:
-        raise ScanMismatch(
-            f"the {backend} scan is wrong on {device.type}: relative error {errors[worst]:.1e} of {worst}"
-        )
-    return errors[worst]
+    for name, error in errors.items():
+        if not error <= LARGEST_ERROR:  # or not a number
+            raise ScanMismatch(f"the {backend} scan is wrong on {device}: relative error {error:.1e} of {name}")
+    return max(errors.values())
 
 
 @torch.compiler.assume_constant_result
-def _resolve(name: str, device_type: str) -> str:
+def _resolve(name: str, device: str) -> str:
     check_backend_name(name)
     if name == AUTO:
-        return _choose(device_type)[0]
-    if name == "triton" and device_type != "meta" and (reason := _why_not_triton(device_type)):
+        return _choose(device)[0]
+    if name == "triton" and device != "meta" and (reason := _why_not_triton(device)):
         raise UserError(f"ssd_backend triton cannot run here: {reason}; use auto or chunked")
     return name
 
 
 @cache
-def _choose(device_type: str) -> tuple[str, str]:
-    if device_type != "cuda":
-        choice = "chunked", f"plain torch, since the Triton kernels are for CUDA devices and this is {device_type}"
-        logger.info("state-space scan: %s (%s)", *choice)
-    elif reason := _why_not_triton(device_type):
-        choice = "chunked", f"plain torch, since {reason}"
-        logger.warning("state-space scan: %s (%s); expect several times the time", *choice)
-    else:
+def _choose(device: str) -> tuple[str, str]:
+    is_cuda = torch.device(device).type == "cuda"
+    reason = _why_not_triton(device) if is_cuda else f"the Triton kernels are for CUDA devices and this is {device}"
+    if not reason:
         choice = "triton", "our Triton kernels, which agree with the float64 reference on this device"
-        logger.info("state-space scan: %s (%s)", *choice)
+    else:
+        choice = "chunked", f"plain torch, since {reason}"
+    level, hint = (logging.WARNING, "; expect several times the time") if is_cuda and reason else (logging.INFO, "")
+    logger.log(level, "state-space scan: %s (%s)%s", *choice, hint)
     return choice
 
 
 @cache
-def _why_not_triton(device_type: str) -> str:
-    """What keeps the Triton kernels from running on this kind of device; empty if nothing does."""
-    if device_type != "cuda" and not _interpreting():
-        return f"they are for CUDA devices and this is {device_type}"
+def _why_not_triton(name: str) -> str:
+    """What keeps the Triton kernels from running on this device; empty if nothing does."""
+    device = torch.device(name)
+    if device.type != "cuda" and not _interpreting():
+        return f"the Triton kernels are for CUDA devices and this is {name}"
     if find_spec("triton") is None:
         return "triton is not installed"
-    if device_type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
-        return "they need a GPU of compute capability 8.0 or later"
+    if device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) < (8, 0):
+        return "the Triton kernels need a GPU of compute capability 8.0 or later"
     try:
-        self_check("triton", torch.device(device_type))
+        self_check("triton", device)
+    except torch.OutOfMemoryError:  # may pass, so it must not be remembered
+        raise
     except Exception as error:  # compilers and drivers raise what they like
-        return f"their first-use check failed: {' '.join(str(error).split())[:200] or type(error).__name__}"
+        return f"the Triton kernels failed their check: {' '.join(str(error).split())[:200] or type(error).__name__}"
     return ""
 
 
