@@ -272,6 +272,8 @@ def test_the_bias_tables_of_beit() -> None:
         ("vit_test", {"patch_size": 5}, "patch_size=5 does not divide the 16x16 image; use patch_size one of 2, 4"),
         ("vit_test", {"img_size": 30}, "patch_size=4 does not divide the 30x30 image; .* image sides of 28 or 32"),
         ("vit_test", {"patch_size": 0}, "must be positive"),
+        ("vit_test", {"patch_size": 2.0}, "patch_size=2.0 must be positive whole numbers of pixels"),
+        ("vit_test", {"img_size": 32.0}, "img_size=32.0 and patch_size=4 must be positive whole numbers of pixels"),
         ("vit_test", {"patch_size": 2, "method": "lanczos"}, "'lanczos' is unknown; choose one of auto, area"),
         ("xcit_nano_12_p16_224", {"img_size": 32}, "Xcit does not embed its patches by one convolution"),
     ],

@@ -111,9 +111,10 @@ def convert(
     model = unwrapped(model)
     old_patch_size, old_img_size = model_sizes(model)
     new_patch_size = old_patch_size if patch_size is None else patch_size
-    new_img_size = old_img_size if img_size is None else image_height_width(img_size)
+    wanted_img_size = old_img_size if img_size is None else img_size
     old_grid = patch_grid(old_img_size, old_patch_size)
-    grid = patch_grid(new_img_size, new_patch_size)
+    grid = patch_grid(wanted_img_size, new_patch_size)
+    new_img_size = image_height_width(wanted_img_size)
     if quirk and not (isinstance(model, Adventurer) and isinstance(model.pos_embed, nn.Parameter)):
         raise UserError("quirk repeats what the released code did to Adventurer's learned positions; leave it out here")
 

@@ -4,6 +4,8 @@ B batch   H, W image height and width in pixels   p patch size   h, w = H/p, W/p
 """
 
 import math
+from numbers import Integral
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -16,9 +18,10 @@ def patch_grid(img_size: int | tuple[int, int], patch_size: int) -> tuple[int, i
 
     Raises `UserError`, naming the nearest patch sizes and image sizes that fit, if the patches do not tile the image.
     """
+    pixels: tuple[Any, ...] = (*img_size, patch_size) if isinstance(img_size, tuple | list) else (img_size, patch_size)
+    if not all(isinstance(number, Integral) and int(number) > 0 for number in pixels):
+        raise UserError(f"img_size={img_size!r} and patch_size={patch_size!r} must be positive whole numbers of pixels")
     height, width = image_height_width(img_size)
-    if min(height, width, patch_size) < 1:
-        raise UserError(f"img_size={img_size} and patch_size={patch_size} must be positive whole numbers of pixels")
     if height % patch_size or width % patch_size:
         common = [p for p in range(1, min(height, width) + 1) if height % p == 0 and width % p == 0]
         patch_sizes = sorted(sorted(common, key=lambda p: abs(math.log(p / patch_size)))[:4])

@@ -66,7 +66,7 @@ def create_model(
     if timm.is_model(name):
         return _named(name, create_timm_vit(name, **options))
     close = difflib.get_close_matches(name, list_models(), n=5, cutoff=0.5)
-    hint = f"did you mean {', '.join(close)}?" if close else f"ours are {', '.join(SHAPES)}"
+    hint = f"did you mean {', '.join(close)}?" if close else f"ours are {', '.join(SHAPES)};"
     raise UserError(f"model {name!r} is unknown; {hint} patchscale.list_models() lists all")
 
 
