@@ -55,8 +55,18 @@ def test_blocks_computed_again_in_the_backward_pass_draw_the_same_rows() -> None
 
 
 def test_rows_beyond_the_batch_are_a_mistake() -> None:
-    with batch_rows(7, 8), pytest.raises(AssertionError, match="images 7 to 8 of a batch of 8"):
+    with batch_rows(7, 8), pytest.raises(IndexError, match="index 8 is out of bounds"):
         DropPath(0.5)(torch.ones(2, 1))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_rows_may_lie_on_another_device(device) -> None:
+    x = torch.randn(8, 3, device="cuda")
+    module = DropPath(0.5)
+    whole = drawn(module, x)
+    with batch_rows(5, 8, device):
+        assert torch.equal(drawn(module, x[5:]), whole[5:])
 
 
 def test_a_model_of_timms_takes_it_over() -> None:

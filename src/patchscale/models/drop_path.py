@@ -8,20 +8,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import timm.layers
+import torch
 from torch import Tensor, nn
 
-# Not a context variable: on CUDA the autograd engine recomputes checkpointed blocks in a thread of its own.
-_rows: tuple[int, int] | None = None
+# Of a batch of B images, the numbers [B] of those at hand and of those after them. A tensor, because compiled code is
+# made anew for every other int that it meets in a global. Not a context variable: on CUDA the autograd engine
+# recomputes checkpointed blocks in a thread of its own.
+_rows: Tensor | None = None
 
 
 @contextmanager
-def batch_rows(start: int, total: int) -> Iterator[None]:
+def batch_rows(start: int, total: int, device: torch.device | str = "cpu") -> Iterator[None]:
     """Inside, models are given images `start`, `start` + 1, ... of a batch of `total`.
 
-    Must enclose the backward pass too, in which checkpointed blocks run again.
+    `device` is that of the images; from another, every drop path waits for a copy. Must enclose the backward pass too,
+    in which checkpointed blocks run again.
     """
     global _rows
-    before, _rows = _rows, (start, total)
+    before, _rows = _rows, torch.arange(start, start + total, device=device)
     try:
         yield
     finally:
@@ -35,10 +39,8 @@ class DropPath(timm.layers.DropPath):
         """[B, ...] -> [B, ...]: each image is dropped, or divided by the probability of being kept."""
         if _rows is None or not self.training or not self.drop_prob:
             return super().forward(x)
-        start, total = _rows
-        assert start + len(x) <= total, f"images {start} to {start + len(x) - 1} of a batch of {total}"
-        mask = super().forward(x.new_ones(total, *(1,) * (x.dim() - 1)))
-        return x * mask[start : start + len(x)]
+        mask = super().forward(x.new_ones(len(_rows), *(1,) * (x.dim() - 1)))
+        return x * mask[_rows[: len(x)].to(x.device)]
 
 
 def own_drop_path(model: nn.Module) -> None:

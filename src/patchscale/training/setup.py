@@ -60,7 +60,7 @@ class Setup:
         parts = micro_batches(len(images), micro_batch_size)
         losses = []
         for rows in parts:
-            with batch_rows(rows.start, len(images)):
+            with batch_rows(rows.start, len(images), images.device):
                 loss = self.loss(step, images[rows], targets[rows])
                 if len(parts) > 1:
                     loss = loss * (self.task.loss_terms(targets[rows]).to(loss) / self.task.loss_terms(targets))
