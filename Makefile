@@ -46,7 +46,7 @@ test: $(VENV)/.dev
 	tools/install-system-packages
 	$(BIN)/pytest -n $(WORKERS)
 
-test-slow: $(VENV)/.dev
+test-slow: $(VENV)/.dev $(VENV)/.bench
 	tools/install-system-packages
 	$(BIN)/pytest -m slow
 

@@ -275,6 +275,7 @@ def test_the_bias_tables_of_beit() -> None:
         ("vit_test", {"patch_size": 2.0}, "patch_size=2.0 must be positive whole numbers of pixels"),
         ("vit_test", {"img_size": 32.0}, "img_size=32.0 and patch_size=4 must be positive whole numbers of pixels"),
         ("vit_test", {"patch_size": 2, "method": "lanczos"}, "'lanczos' is unknown; choose one of auto, area"),
+        ("vit_test", {"method": "lanczos"}, "'lanczos' is unknown; choose one of auto, area"),  # nothing to resample
         ("xcit_nano_12_p16_224", {"img_size": 32}, "Xcit does not embed its patches by one convolution"),
     ],
 )

@@ -28,7 +28,7 @@ def test_scans_agree_and_belong_to_the_same_run(make_run):
 
 def test_a_scan_that_cannot_run_here_is_refused(make_run):
     run = make_run("model.name=adventurer_test", "execution.ssd_backend=triton")
-    with pytest.raises(UserError, match="ssd_backend triton cannot run here: they are for CUDA devices"):
+    with pytest.raises(UserError, match="ssd_backend triton cannot run here: the Triton kernels are for CUDA devices"):
         run_training(run)
 
 

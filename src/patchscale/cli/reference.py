@@ -35,6 +35,8 @@ def _parameters(command: Any) -> str:
             name = f"`{(parameter.metavar or parameter.name).upper()}`"
             text = getattr(parameter, "help", "") or ""
         default = parameter.default
+        if default is True:  # of a pair such as --train, --infer
+            default = parameter.opts[0]
         if default not in (None, False, "", ()) and not callable(default) and "Sentinel" not in repr(default):
             text += f" Default: `{default}`."
         rows.append(f"| {name} | {text.strip().replace('|', '/')} |")

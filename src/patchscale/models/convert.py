@@ -21,6 +21,7 @@ from patchscale.models.positions import sincos2d
 from patchscale.models.resize import (
     PositionLayout,
     ResizeMethod,
+    check_resize_method,
     constant_response,
     resize_patch_embed,
     resize_pos_embed,
@@ -108,6 +109,7 @@ def convert(
     patch kernel ("auto": "area" to shrink, exact to grow). `quirk` interpolates Adventurer's positions as the released
     code did, one row off. Raises `UserError` for sizes that do not fit and for models that cannot be resized.
     """
+    check_resize_method(method)
     model = unwrapped(model)
     old_patch_size, old_img_size = model_sizes(model)
     new_patch_size = old_patch_size if patch_size is None else patch_size

@@ -3,7 +3,7 @@
 D embed_dim   c input channels   p patch size   h, w patch grid
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +33,7 @@ def resize_patch_embed(weight: Tensor, patch_size: int | tuple[int, int], *, met
     new = (patch_size, patch_size) if isinstance(patch_size, int) else tuple(patch_size)
     if len(new) != 2 or min(new) < 1:
         raise UserError(f"patch_size={patch_size} must be one or two positive numbers of pixels")
+    check_resize_method(method)
     old = (weight.shape[-2], weight.shape[-1])
     if old == new:
         return weight
@@ -127,6 +128,13 @@ def _ratio(numerator: Tensor, denominator: Tensor, *, both_zero: float) -> float
     return both_zero if numerator == denominator == 0 else float(numerator / denominator)
 
 
+def check_resize_method(method: str) -> None:
+    """Raise `UserError` unless `method` is a `ResizeMethod`."""
+    names = get_args(ResizeMethod)
+    if method not in names:
+        raise UserError(f"resize method {method!r} is unknown; choose one of {', '.join(names)}")
+
+
 def _resize_matrix(old: tuple[int, int], new: tuple[int, int], method: str) -> Tensor:
     """The matrix [new pixels, old pixels] of an image resize, float64: column j is the resized j-th unit image."""
     pixels = old[0] * old[1]
@@ -137,6 +145,5 @@ def _resize_matrix(old: tuple[int, int], new: tuple[int, int], method: str) -> T
         case [("bilinear" | "bicubic") as mode, *antialias] if antialias in ([], ["antialias"]):
             resized = F.interpolate(unit_images, size=new, mode=mode, align_corners=False, antialias=bool(antialias))
         case _:
-            names = ResizeMethod.__args__  # type: ignore[attr-defined]
-            raise UserError(f"resize method {method!r} is unknown; choose one of {', '.join(names)}")
+            raise AssertionError(method)
     return resized.flatten(1).T
