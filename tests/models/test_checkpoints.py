@@ -1,9 +1,13 @@
 """Files of weights, read for real: published layouts, our own, and what must not be read."""
 
 import argparse
+import errno
 import os
 import pathlib
 import pickle
+import re
+import zipfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +24,7 @@ from patchscale.errors import UserError
 from patchscale.models.adventurer import Adventurer
 from patchscale.models.checkpoints import describe, load_checkpoint, load_model, save_model
 from patchscale.models.registry import create_model
-from patchscale.models.weights import read_weights
+from patchscale.models.weights import read_weights, write_safetensors
 
 SIZES = {"patch_size": 4, "img_size": 16, "num_classes": 5}
 
@@ -351,8 +355,91 @@ def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
         load_model(tmp_path / "vit.pth", flip_schedule="none")
     part = {name: tensor for name, tensor in build().state_dict().items() if "w1" not in name}
     torch.save(part, tmp_path / "part.pth")
-    with pytest.raises(UserError, match="not all of an Adventurer's weights"):
+    with pytest.raises(UserError, match=r"not the weights of a whole model: layers\.0\.mlp\.w1\.weight is missing"):
         load_model(tmp_path / "part.pth")
+
+
+# Malformed files
+
+
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        (
+            "adventurer_test",
+            (
+                *("layers.0.mixer.A_log", "layers.0.mixer.out_proj.weight", "layers.0.mixer.conv1d.weight"),
+                *("layers.0.mlp.w1.weight", "patch_embed.proj.weight", "pos_embed", "cls_token", "head.weight"),
+            ),
+        ),
+        ("vit_test", ("blocks.0.mlp.fc1.weight", "patch_embed.proj.weight", "pos_embed", "cls_token", "head.weight")),
+    ],
+)
+@pytest.mark.parametrize("form", [(), (3,), (3, 5), (3, 5, 7), (2, 3, 4, 5, 6), (0,), (0, 0), (1, 0, 0), (9, 3, 0, 0)])
+def test_tensors_of_another_form(name: str, changed: tuple[str, ...], form: tuple[int, ...], tmp_path: Path) -> None:
+    """Whatever form a tensor has, the file is refused in words that name it."""
+    source, path = build(name), tmp_path / "odd.safetensors"
+    model = build(name)
+    same = untouched(model)
+    for odd in changed:
+        state = source.state_dict() | {odd: torch.ones(form)}
+        for header in ({}, describe(source)):
+            write_safetensors(path, state, header)
+            for load in (load_model, partial(load_checkpoint, model), partial(load_checkpoint, model, resize=True)):
+                with pytest.raises(UserError, match=re.escape(str(path))):
+                    load(path)
+    assert same()
+
+
+@pytest.mark.parametrize(
+    ("name", "stray", "words"),
+    [
+        ("adventurer_test", "layers.500.mixer.A_log", "layers.500 is there, but not every one from layers.0 up to it"),
+        ("adventurer_test", "layers.999999999.x", "layers.999999999 is there"),
+        ("adventurer_test", "layers.-1.x", "layers.-1 is there"),
+        ("adventurer_test", "layers.01.x", "layers.01 is there"),
+        ("vit_test", "blocks.x.z", "blocks.x is there"),
+        ("vit_test", "blocks.", "blocks. is there"),
+    ],
+)
+def test_blocks_are_numbered_without_gaps(name: str, stray: str, words: str, tmp_path: Path) -> None:
+    """A stray number must not make a model of so many blocks."""
+    torch.save(build(name).state_dict() | {stray: torch.zeros(1)}, tmp_path / "stray.pth")
+    with pytest.raises(UserError, match=f"stray.pth: not the weights of a whole model: {words}"):
+        load_model(tmp_path / "stray.pth")
+
+
+def test_widths_that_do_not_fit_together(tmp_path: Path) -> None:
+    torch.save(build().state_dict() | {"layers.0.mixer.A_log": torch.zeros(65)}, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=r"do not fit together \(64 x 32, 192 channels, 65 heads\)"):
+        load_model(tmp_path / "odd.pth")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry", "words"),
+    [
+        ("adventurer_test", {"img_size": "abc"}, "img_size 'abc': img_size 'abc': give pixels, one side"),
+        ("adventurer_test", {"img_size": 17}, "img_size 17: patch_size=4 does not divide the 17x17 image"),
+        ("vit_test", {"img_size": 400_000}, "img_size 400000: its 17 position rows are not 100000x100000 patches"),
+        (
+            "adventurer_test",
+            {"flip_schedule": "x"},
+            "flip_schedule 'x': flip_schedule 'x' is unknown; choose one of alt",
+        ),
+        (
+            "vit_test",
+            {"pos_embed": "x"},
+            "model 'vit_test', pos_embed 'x': pos_embed='x' is unknown; choose one of lea",
+        ),
+        ("vit_test", {"model": "zzz"}, "model 'zzz': model 'zzz' is unknown; ours are"),
+        ("vit_test", {"model": 5}, "model 5: model '5' is unknown; ours are"),
+    ],
+)
+def test_a_header_that_is_wrong(name: str, entry: dict[str, Any], words: str, tmp_path: Path) -> None:
+    model, path = build(name), tmp_path / "own.safetensors"
+    write_safetensors(path, model.state_dict(), describe(model) | entry)
+    with pytest.raises(UserError, match=re.escape(f"{path}: its header says {words}")):
+        load_model(path)
 
 
 # What must not be read
@@ -404,7 +491,8 @@ def test_damaged_files_and_files_of_another_type(tmp_path: Path) -> None:
         "half an old file": (cut(tmp_path / "old.pth", 0.5), "damaged"),
         "half of safetensors": (cut(tmp_path / "a.safetensors", 0.5), "damaged or cut off"),
         "safetensors with a bad header": (b"\x10" + bytes(7) + b"{" + b"x" * 99, "damaged or cut off"),
-        "a zip of something else": (b"PK\x03\x04" + bytes(100), "damaged or cut off"),
+        "a zip without its end": (released.read_bytes()[:-100], "damaged or cut off"),
+        "only the start of a zip": (b"PK\x03\x04" + bytes(100), "damaged or cut off"),
         "text": (b"hello world, this is text", "neither a torch file"),
         "nothing": (b"", "neither a torch file"),
     }
@@ -421,12 +509,46 @@ def test_damaged_files_and_files_of_another_type(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:FutureWarning")
+def test_zip_files_that_hold_no_state_dict(tmp_path: Path) -> None:
+    torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)).save(tmp_path / "program.pt")
+    with pytest.raises(UserError, match=r"program.pt: a TorchScript program; save its state_dict\(\)"):
+        load_model(tmp_path / "program.pt")
+    with zipfile.ZipFile(tmp_path / "any.zip", "w") as archive:
+        archive.writestr("notes.txt", "hello")
+    with pytest.raises(UserError, match=r"any\.zip: a zip file, but not one of torch\.save"):
+        load_model(tmp_path / "any.zip")
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError(), MemoryError),
+        (OSError(errno.EIO, "Input/output error"), OSError),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate"), MemoryError),
+    ],
+)
+def test_a_machine_that_fails_is_not_a_damaged_file(
+    error: Exception, kind: type[Exception], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Full memory and broken disks cannot be had for real here; the errors are those torch.load raises."""
+    path = released_file(tmp_path / "a.pth", build())
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(torch, "load", fail)
+    with pytest.raises(kind):
+        load_model(path)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         ([1, 2], "holds a list, not a state dict"),
         ({"epoch": 3, "lr": 0.1}, r"no state dict in it \(entries: 'epoch', 'lr'; looked for model, state_dict, task"),
         ({"model": {"a": 1}}, "entry 'model' holds more than named tensors"),
+        ({"model": {}}, "entry 'model' is empty; give a file with a state dict"),
         ({}, "no state dict in it"),
         ({"a": torch.zeros(2)}, r"neither Adventurer's nor a plain ViT's weights \(a\)"),
     ],

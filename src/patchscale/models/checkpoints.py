@@ -1,5 +1,6 @@
 """Published and own weights into models, and models into files: `load_checkpoint`, `load_model`, `save_model`."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,14 +21,16 @@ from patchscale.models.convert import (
     rows_besides_patches,
     unwrapped,
 )
+from patchscale.models.patch_embed import patch_grid
 from patchscale.models.registry import create_model
 from patchscale.models.vit import timm_vit_names
 from patchscale.models.weights import Weights, read_weights, write_safetensors
-from patchscale.shapes import SHAPES, AdventurerShape, ViTShape, format_img_size, image_height_width, parse_img_size
+from patchscale.shapes import SHAPES, AdventurerShape, ModelShape, ViTShape, format_img_size, image_height_width
 
 HeadChoice = Literal["keep", "new", "auto"]
 
 _DISTILLED = {"dist_token", "head_dist.weight", "head_dist.bias"}
+_VIT_MLP = "blocks.0.mlp.fc1.weight"
 _DERIVED = "relative_position_index"  # older files hold this table, which follows from the sizes
 
 
@@ -142,7 +145,7 @@ def describe(model: nn.Module) -> dict[str, Any]:
 def name_of(model: nn.Module) -> str | None:
     """The name under which `create_model` builds this model, None if it has no name."""
     if isinstance(model, Adventurer):
-        return _adventurer_name(_adventurer_sizes(model.state_dict()))
+        return _named(AdventurerShape, _adventurer_sizes(model.state_dict()))
     name = getattr(model, "model_name", None)
     if name is None:  # made by timm itself
         name = (getattr(model, "pretrained_cfg", None) or {}).get("architecture")
@@ -170,26 +173,24 @@ def load_model(
 
 
 def _build_adventurer(weights: Weights, name: str | None, flip_schedule: FlipSchedule | None) -> nn.Module:
-    path, tensors, header = weights.path, weights.tensors, weights.header
-    try:
-        sizes = _adventurer_sizes(tensors)
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise UserError(f"{path}: not all of an Adventurer's weights ({error}); give a whole model") from None
-    found = _adventurer_name(sizes)
+    path, header = weights.path, weights.header
+    sizes = _sizes(weights)
+    found = _named(AdventurerShape, sizes)
     if name not in (None, found):
         raise UserError(f"{path}: holds {found or 'an Adventurer of no named size'}, not {name!r}")
     stated = header.get("flip_schedule")
     if flip_schedule is not None and stated not in (None, flip_schedule):
         raise UserError(f"{path}: was trained with flip_schedule={stated!r}, which its header says; leave out another")
     patch_size, img_size = _sizes_in_file(weights, other_rows=1)
-    model = Adventurer(
-        img_size=img_size,
-        patch_size=patch_size,
-        num_classes=weights.num_classes,
-        flip_schedule=flip_schedule or stated or "released",
-        pos_embed="learned" if POSITIONS in tensors else "sincos2d",
-        **sizes,  # type: ignore[arg-type]
-    )
+    with weights.quoting("flip_schedule"):
+        model = Adventurer(
+            img_size=img_size,
+            patch_size=patch_size,
+            num_classes=weights.num_classes,
+            flip_schedule=flip_schedule or stated or "released",
+            pos_embed="learned" if POSITIONS in weights.tensors else "sincos2d",
+            **sizes,  # type: ignore[arg-type]
+        )
     if found is not None:
         model.model_name = found  # type: ignore[assignment]
     return model
@@ -199,7 +200,7 @@ def _build_vit(weights: Weights, name: str | None, flip_schedule: FlipSchedule |
     path, header = weights.path, weights.header
     if flip_schedule is not None:
         raise UserError(f"{path}: flip_schedule={flip_schedule!r} is for Adventurer only; leave it out")
-    stated = header.get("model")
+    stated = None if header.get("model") is None else str(header["model"])
     if stated is not None and name not in (None, stated):
         raise UserError(f"{path}: holds {stated!r}, which its header says, not {name!r}")
     name = name or stated or _vit_name(weights)
@@ -207,16 +208,17 @@ def _build_vit(weights: Weights, name: str | None, flip_schedule: FlipSchedule |
         raise UserError(
             f"{path}: no patch kernel {PATCH_KERNEL} [embed_dim, 3, p, p] in it; give a vision model's file"
         )
-    with torch.device("meta"):  # one patch, to see the rows of its position table
+    with torch.device("meta"), weights.quoting("model"):  # one patch, to see the rows of its position table
         probe = create_model(name, patch_size=weights.patch_size[0], img_size=weights.patch_size[0])
     patch_size, img_size = _sizes_in_file(weights, other_rows=rows_besides_patches(probe), name=name)
-    return create_model(
-        name,
-        patch_size=patch_size,
-        img_size=img_size,
-        num_classes=weights.num_classes,
-        pos_embed=header.get("pos_embed", "learned"),
-    )
+    with weights.quoting("model", "pos_embed"):
+        return create_model(
+            name,
+            patch_size=patch_size,
+            img_size=img_size,
+            num_classes=weights.num_classes,
+            pos_embed=header.get("pos_embed", "learned"),
+        )
 
 
 def _sizes_in_file(weights: Weights, *, other_rows: int, name: str | None = None) -> tuple[int, tuple[int, int]]:
@@ -225,12 +227,21 @@ def _sizes_in_file(weights: Weights, *, other_rows: int, name: str | None = None
     if patch_shape is None or patch_shape[0] != patch_shape[1]:
         raise UserError(f"{path}: its patch kernel {patch_shape} is not square; patches of other forms are not built")
     patch_size = patch_shape[0]
-    if "img_size" in weights.header:
-        return patch_size, image_height_width(parse_img_size(str(weights.header["img_size"])))
+    table = weights.tensors.get(POSITIONS)
+    if table is not None and table.dim() != 3:
+        raise UserError(f"{path}: {POSITIONS} has the shape {list(table.shape)}, not [1, rows, embed_dim]")
+    img_size = weights.img_size
+    if img_size is not None:
+        with weights.quoting("img_size"):
+            height, width = patch_grid(img_size, patch_size)
+            if table is not None and table.shape[1] != height * width + other_rows:
+                raise UserError(
+                    f"its {table.shape[1]} position rows are not {height}x{width} patches, {other_rows} more"
+                )
+        return patch_size, img_size
     grid = weights.grid(other_rows)
     if grid is not None:
         return patch_size, (grid[0] * patch_size, grid[1] * patch_size)
-    table = weights.tensors.get(POSITIONS)
     usual = timm.get_pretrained_cfg(name) if name is not None and timm.is_model(name) else None
     if table is None and usual is not None:
         height, width = usual.input_size[1:]
@@ -242,25 +253,68 @@ def _sizes_in_file(weights: Weights, *, other_rows: int, name: str | None = None
     )
 
 
-def _adventurer_sizes(tensors: dict[str, Tensor]) -> dict[str, int]:
-    """Arguments of Adventurer that follow from its weights."""
+def _sizes(weights: Weights) -> dict[str, int]:
+    """Widths and depth of the model a file is of, from its tensors; `UserError` if they are not those of a model."""
+    deduce = _adventurer_sizes if weights.is_adventurer else _vit_sizes
+    try:
+        return deduce(weights.tensors)
+    except ValueError as error:
+        raise UserError(
+            f"{weights.path}: not the weights of a whole model: {error}; give a file with all of them"
+        ) from None
+
+
+def _adventurer_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Arguments of Adventurer that follow from its weights; `ValueError` if they do not."""
     mixer = "layers.0.mixer."
-    embed_dim, d_inner = tensors[f"{mixer}out_proj.weight"].shape
-    channels, _, d_conv = tensors[f"{mixer}conv1d.weight"].shape
+    embed_dim, d_inner = _shape_of(tensors, f"{mixer}out_proj.weight", 2)
+    channels, _, d_conv = _shape_of(tensors, f"{mixer}conv1d.weight", 3)
+    (num_heads,) = _shape_of(tensors, f"{mixer}A_log", 1)
+    mlp_dim, _ = _shape_of(tensors, "layers.0.mlp.w1.weight", 2)
+    if d_inner % embed_dim or d_inner % num_heads or channels <= d_inner:
+        raise ValueError(
+            f"out_proj, conv1d and A_log of {mixer.rstrip('.')} do not fit together ({d_inner} x {embed_dim}, "
+            f"{channels} channels, {num_heads} heads)"
+        )
     return {
         "embed_dim": embed_dim,
         "depth": _depth(tensors, "layers"),
         "d_state": (channels - d_inner) // 2,
-        "headdim": d_inner // len(tensors[f"{mixer}A_log"]),
+        "headdim": d_inner // num_heads,
         "expand": d_inner // embed_dim,
         "d_conv": d_conv,
-        "mlp_dim": tensors["layers.0.mlp.w1.weight"].shape[0],
+        "mlp_dim": mlp_dim,
     }
 
 
-def _adventurer_name(sizes: dict[str, int]) -> str | None:
+def _vit_sizes(tensors: Mapping[str, Tensor]) -> dict[str, int]:
+    """Width, depth and MLP of a plain ViT; `ValueError` if the weights are not one's."""
+    mlp_dim, embed_dim = _shape_of(tensors, _VIT_MLP, 2)
+    return {"embed_dim": embed_dim, "depth": _depth(tensors, "blocks"), "mlp_dim": mlp_dim}
+
+
+def _shape_of(tensors: Mapping[str, Tensor], name: str, dims: int) -> tuple[int, ...]:
+    if name not in tensors:
+        raise ValueError(f"{name} is missing")
+    shape = tuple(tensors[name].shape)
+    if len(shape) != dims or 0 in shape:
+        raise ValueError(f"{name} has the shape {list(shape)}, not one of {dims} positive numbers")
+    return shape
+
+
+def _depth(tensors: Mapping[str, Tensor], blocks: str) -> int:
+    """Number of blocks; `ValueError` unless they are numbered 0, 1, ..., so that a stray name builds no giant."""
+    found = {name.split(".")[1] for name in tensors if name.startswith(f"{blocks}.")}
+    stray = sorted(found - {str(block) for block in range(len(found))})
+    if stray:
+        raise ValueError(f"{blocks}.{stray[0]} is there, but not every one from {blocks}.0 up to it")
+    return len(found)
+
+
+def _named(family: type[ModelShape], sizes: dict[str, int]) -> str | None:
+    """The first built-in model of a family that has these sizes, None if there is none."""
     for name, shape in SHAPES.items():
-        if isinstance(shape, AdventurerShape) and all(getattr(shape, key) == value for key, value in sizes.items()):
+        if isinstance(shape, family) and all(getattr(shape, key) == value for key, value in sizes.items()):
             return name
     return None
 
@@ -268,27 +322,19 @@ def _adventurer_name(sizes: dict[str, int]) -> str | None:
 def _vit_name(weights: Weights) -> str:
     """Our `vit_*`, or timm's distilled DeiT, of the width, depth and MLP in the file; `UserError` if there is none."""
     tensors = weights.tensors
-    hidden = tensors.get("blocks.0.mlp.fc1.weight")
-    if hidden is None or "cls_token" not in tensors:
+    if _VIT_MLP not in tensors or "cls_token" not in tensors:
         some = _some(list(tensors))
         raise UserError(
             f"{weights.path}: neither Adventurer's nor a plain ViT's weights ({some}); give the model's name"
         )
-    mlp_dim, embed_dim = hidden.shape
-    depth = _depth(tensors, "blocks")
-    for name, shape in SHAPES.items():
-        if isinstance(shape, ViTShape) and (shape.embed_dim, shape.depth, shape.mlp_dim) == (embed_dim, depth, mlp_dim):
-            if "dist_token" in tensors:
-                return f"deit_{name.removeprefix('vit_')}_distilled_patch16_224"
-            return name
-    raise UserError(
-        f"{weights.path}: a ViT of width {embed_dim}, depth {depth} and MLP {mlp_dim} is none of ours, and its number "
-        "of heads is not in the weights; give the model's name"
-    )
-
-
-def _depth(tensors: dict[str, Tensor], blocks: str) -> int:
-    return 1 + max(int(name.split(".")[1]) for name in tensors if name.startswith(f"{blocks}."))
+    sizes = _sizes(weights)
+    name = _named(ViTShape, sizes)
+    if name is None:
+        raise UserError(
+            f"{weights.path}: a ViT of width {sizes['embed_dim']}, depth {sizes['depth']} and MLP {sizes['mlp_dim']} "
+            "is none of ours, and its number of heads is not in the weights; give the model's name"
+        )
+    return f"deit_{name.removeprefix('vit_')}_distilled_patch16_224" if "dist_token" in tensors else name
 
 
 def _is_head(name: str) -> bool:
@@ -353,10 +399,12 @@ def _at_sizes_of(
     own = model.state_dict()
     if PATCH_KERNEL not in own or weights.patch_size is None:
         return tensors, []
+    if any(tensors[name].dim() != own[name].dim() for name in (PATCH_KERNEL, POSITIONS) if name in tensors):
+        return tensors, []  # of another form, which the comparison of shapes will name
     patch_shape = (own[PATCH_KERNEL].shape[2], own[PATCH_KERNEL].shape[3])
     grid, other_rows = grid_of(model), rows_besides_patches(model)
     old_grid, table = weights.grid(other_rows), tensors.get(POSITIONS)
-    if "img_size" not in weights.header and (table is None or table.shape == own[POSITIONS].shape):
+    if weights.img_size is None and (table is None or table.shape == own[POSITIONS].shape):
         old_grid = grid  # nothing tells of another form of the image than the model's
     if (weights.patch_size, old_grid) == (patch_shape, grid):
         return tensors, []

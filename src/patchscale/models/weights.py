@@ -11,7 +11,9 @@ import pathlib
 import pickle
 import re
 import warnings
-from collections.abc import Mapping
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,25 +78,49 @@ class Weights:
     def patch_size(self) -> tuple[int, int] | None:
         """Height and width of the patch kernel; without one what the header says; None if nothing tells."""
         kernel = self.tensors.get("patch_embed.proj.weight")
-        if kernel is not None and kernel.dim() == 4:
+        if kernel is not None and kernel.dim() == 4 and kernel.numel():
             return kernel.shape[2], kernel.shape[3]
         stated = self.header.get("patch_size")
-        return (stated, stated) if isinstance(stated, int) else None
+        return (stated, stated) if isinstance(stated, int) and stated > 0 else None
+
+    @property
+    def img_size(self) -> tuple[int, int] | None:
+        """Height and width in pixels that the header says; None if it says nothing."""
+        stated = self.header.get("img_size")
+        if stated is None:
+            return None
+        with self.quoting("img_size"):
+            return image_height_width(parse_img_size(str(stated)))
 
     @property
     def num_classes(self) -> int:
-        """Outputs of the model's head, 0 if there is none."""
+        """Outputs of the model's head, 0 if there is none; `UserError` if it is not a linear map."""
         head = self.tensors.get("head.weight")
-        return 0 if head is None else head.shape[0]
+        if head is None:
+            return 0
+        if head.dim() != 2 or not head.numel():
+            raise UserError(f"{self.path}: head.weight has the shape {list(head.shape)}, not [num_classes, embed_dim]")
+        return head.shape[0]
+
+    @contextmanager
+    def quoting(self, *keys: str) -> Iterator[None]:
+        """Let a `UserError` name the file, and what its header says under these keys, if it says anything."""
+        try:
+            yield
+        except UserError as error:
+            said = ", ".join(f"{key} {self.header[key]!r}" for key in keys if self.header.get(key) is not None)
+            if not said:
+                raise
+            raise UserError(f"{self.path}: its header says {said}: {error}") from None
 
     def grid(self, other_rows: int) -> tuple[int, int] | None:
         """Patch grid, from the header or else of a square image; None if nothing tells.
 
         `other_rows` of the position table are not patches.
         """
-        if "img_size" in self.header and self.patch_size is not None:
-            height, width = image_height_width(parse_img_size(str(self.header["img_size"])))
-            return height // self.patch_size[0], width // self.patch_size[1]
+        img_size, patch_size = self.img_size, self.patch_size
+        if img_size is not None and patch_size is not None:
+            return img_size[0] // patch_size[0], img_size[1] // patch_size[1]
         table = self.tensors.get("pos_embed")
         if table is None or table.dim() != 3:
             return None
@@ -122,7 +148,7 @@ def read_weights(path: str | Path, *, ema: bool = False) -> Weights:
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") < size:  # safetensors begin with their header's length
         content, header = _read_safetensors(path)
     elif start.startswith((b"PK", b"\x80")):  # zip since torch 1.6, a bare pickle before
-        content = _read_torch(path)
+        content = _read_torch(path, is_zip=start.startswith(b"PK"))
     else:
         raise UserError(f"{path}: neither a torch file (.pth, .pt) nor safetensors; give a file of weights")
     entry, state = _state_dict(path, content, ema=ema)
@@ -149,8 +175,10 @@ def write_safetensors(path: Path, state: Mapping[str, Tensor], header: Mapping[s
         file.write(safetensors.torch.save(tensors, metadata={HEADER: json.dumps(header)}))
 
 
-def _read_torch(path: Path) -> Any:
+def _read_torch(path: Path, *, is_zip: bool) -> Any:
     try:
+        if is_zip:
+            _check_archive(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about old formats; what cannot be read ends in an error here
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -164,9 +192,23 @@ def _read_torch(path: Path) -> Any:
         raise UserError(
             f"{path}: damaged, or a pickle that cannot be read safely; save the weights as safetensors or by torch.save"
         ) from None
+    except (UserError, MemoryError, OSError):
+        raise
     except Exception as error:  # torch raises many types for a damaged file
+        if "can't allocate memory" in str(error):  # torch's own allocator has no exception for it
+            raise MemoryError(f"{path}: {error}") from None
         words = str(error).strip().partition("\n")[0].partition(". ")[0] or type(error).__name__
         raise UserError(f"{path}: damaged or cut off ({words}); get it again") from None
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse zip files that torch.save did not write, before torch does in words of its own."""
+    with zipfile.ZipFile(path) as archive:
+        names = {name.partition("/")[2] for name in archive.namelist()}  # all are in one folder
+    if "constants.pkl" in names:  # how torch itself tells
+        raise UserError(f"{path}: a TorchScript program; save its state_dict() with torch.save")
+    if "data.pkl" not in names:
+        raise UserError(f"{path}: a zip file, but not one of torch.save; give a file of weights")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -179,6 +221,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         if not isinstance(header, dict) or not all(isinstance(value, str | int | None) for value in header.values()):
             raise ValueError(f"the {HEADER!r} entry of its header does not describe a model")
         return tensors, header
+    except MemoryError:
+        raise
     except Exception as error:  # safetensors has its own types
         raise UserError(f"{path}: damaged or cut off ({' '.join(str(error).split())[:100]}); get it again") from None
 
@@ -192,6 +236,8 @@ def _state_dict(path: Path, content: Any, *, ema: bool) -> tuple[str, dict[str, 
     if found or _is_state_dict(content):
         if _is_state_dict(state):
             return (found[0] if found else ""), dict(state)
+        if not state:
+            raise UserError(f"{path}: entry {found[0]!r} is empty; give a file with a state dict")
         raise UserError(f"{path}: entry {found[0]!r} holds more than named tensors; give a file with a state dict")
     if not _is_mapping(content):
         raise UserError(f"{path}: holds a {type(content).__name__}, not a state dict of named tensors")
