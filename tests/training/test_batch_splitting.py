@@ -104,17 +104,14 @@ def test_a_run_in_parts_learns_the_same(make_run):
     assert "batch of 8 in parts of 3" in parts.log_path.read_text()
 
 
+class StopAtThree(Watcher):
+    def step_done(self, step, total_steps, loss):
+        if step == 3:
+            raise RuntimeError("stopped by the test")
+
+
 def test_a_resumed_run_goes_on_with_the_same_parts(make_run):
     """Its first attempt found little memory, its second finds plenty: the outcome is as if nothing had happened."""
-
-    class Stop(Exception):
-        pass
-
-    class StopAtThree(Watcher):
-        def step_done(self, step, total_steps, loss):
-            if step == 3:
-                raise Stop
-
     settings = ["model.drop_path_rate=0.3", "execution.checkpoint_every_s=0"]
     undisturbed = make_run(*settings, "execution.memory_limit_gib=0.0001", study="undisturbed")
     run_training(undisturbed)
@@ -134,30 +131,34 @@ def test_a_resumed_run_goes_on_with_the_same_parts(make_run):
     assert found["weights"] == expected["weights"]
 
 
-@pytest.mark.parametrize("model", MODELS)
-def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(make_run, model, monkeypatch):
-    """A layer that, as an accelerator would, takes no more than three images at a time."""
+@pytest.fixture
+def takes_three_images(monkeypatch):
+    """A layer that, as an accelerator would, takes no more than three images at a time, once called for."""
+    from patchscale.training import loop
 
     def refuse(module, inputs):
         if len(inputs[0]) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than this test allows")
 
+    def set_up_small(config, device):
+        setup = set_up(config, device)
+        setup.task.backbone.patch_embed.register_forward_pre_hook(refuse)
+        return setup
+
+    return lambda: monkeypatch.setattr(loop, "set_up", set_up_small)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(make_run, model, takes_three_images):
     settings = [f"model.name={model}", "model.drop_path_rate=0.3", "training.mixup=0.8", "training.steps=4"]
     parts = make_run(*settings, "execution.micro_batch_size=2", study="parts")
     run_training(parts)
 
-    hooks = []
-    from patchscale.training import loop
-
-    def set_up_small(config, device):
-        setup = set_up(config, device)
-        hooks.append(setup.task.backbone.patch_embed.register_forward_pre_hook(refuse))
-        return setup
-
-    monkeypatch.setattr(loop, "set_up", set_up_small)
+    takes_three_images()
     found = make_run(*settings, study="found")
     run_training(found)
     assert outcome(found) == outcome(parts)
+    assert found.read_json("environment.json")["memory"]["micro_batch_size"] == 2
     log = found.log_path.read_text()
     assert "out of memory at step 1; repeated in parts of 4 images" in log
     assert "out of memory at step 1; repeated in parts of 2 images" in log
@@ -166,6 +167,22 @@ def test_a_step_that_runs_out_of_memory_is_repeated_in_smaller_parts(make_run, m
     fixed = make_run(*settings, "execution.micro_batch_size=4", study="fixed")
     with pytest.raises(RuntimeError, match=r"out of memory; .*a smaller execution\.micro_batch_size"):
         run_training(fixed)
+
+
+def test_a_resumed_run_goes_on_with_the_parts_that_did_fit(make_run, takes_three_images):
+    settings = ["model.drop_path_rate=0.3", "training.steps=6", "execution.checkpoint_every_s=0"]
+    parts = make_run(*settings, "execution.micro_batch_size=2", study="parts")
+    run_training(parts)
+
+    takes_three_images()
+    stopped = make_run(*settings, study="stopped")
+    with pytest.raises(RuntimeError):
+        run_training(stopped, progress=StopAtThree())
+    run_training(stopped)
+    assert [attempt["first_step"] for attempt in attempts(stopped)] == [0, 2]
+    assert [attempt["memory"]["micro_batch_size"] for attempt in attempts(stopped)] == [2, 2]
+    assert stopped.log_path.read_text().count("out of memory") == 2
+    assert outcome(stopped) == outcome(parts)
 
 
 def test_a_bad_image_is_found_in_its_part(make_run):

@@ -38,6 +38,7 @@ from patchscale.training.setup import Setup, micro_batches, set_up
 from patchscale.training.summary import (
     memory_of_last_attempt,
     record_environment,
+    record_memory,
     result_row,
     threads_of_first_attempt,
     weights_metadata,
@@ -114,7 +115,7 @@ def _train(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         images, targets = setup.mix(step, images, targets)
-        loss, plan = _backward(setup, step, images, targets, plan, journal)
+        loss, plan = _backward(setup, step, images, targets, plan, run, journal)
         norm = clip_grad_norm_(task.parameters(), training.clip_grad_norm or math.inf)
 
         # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
@@ -175,7 +176,7 @@ def _train(
 
 
 def _backward(
-    setup: Setup, step: int, images: Tensor, targets: Tensor, plan: MemoryPlan, journal: Journal
+    setup: Setup, step: int, images: Tensor, targets: Tensor, plan: MemoryPlan, run: RunDirectory, journal: Journal
 ) -> tuple[Tensor, MemoryPlan]:
     """The step's loss, its gradients in the parameters; in smaller parts from now on if memory runs out on the way."""
     while True:
@@ -189,6 +190,7 @@ def _backward(
         if setup.device.type == "cuda":
             torch.cuda.empty_cache()
         plan = plan.halved()
+        record_memory(run, plan)
         journal.say(f"out of memory at step {step + 1}; repeated in parts of {plan.micro_batch_size} images")
 
 

@@ -51,6 +51,14 @@ def record_environment(
     )
 
 
+def record_memory(run: RunDirectory, memory: MemoryPlan) -> None:
+    """Put a changed plan into environment.json, so that a resume and `patchscale eval` go on with it."""
+    environment = run.read_json("environment.json")
+    assert environment is not None  # written when the attempt began
+    environment["memory"] = environment["attempts"][-1]["memory"] = asdict(memory)
+    run.write_json("environment.json", environment)
+
+
 def threads_of_first_attempt(run: RunDirectory) -> int | None:
     """CPU threads with which the run began, or None if it has not: sums depend on them in their last bits."""
     attempts = (run.read_json("environment.json") or {}).get("attempts", [])
