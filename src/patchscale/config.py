@@ -194,7 +194,10 @@ class ExecutionConfig:
     """Seconds between checkpoints; 0 saves at every step."""
     log_every_steps: int = Field(default=10, ge=1)
     micro_batch_size: Annotated[int | Literal["auto"], PlainValidator(_auto_or_images)] = "auto"
-    """Images per forward and backward pass; their gradients add up to those of the batch. auto: as many as fit."""
+    """Images per forward and backward pass; their gradients add up to those of the batch. auto: as many as fit.
+
+    Evaluation takes as many images at a time.
+    """
     activation_checkpointing: Annotated[Literal["auto", "on", "off"], BeforeValidator(_on_or_off)] = "auto"
     """Keep only the input of each block and compute the block again in the backward pass. auto: if memory is short."""
     memory_limit_gib: float | None = Field(default=None, gt=0)

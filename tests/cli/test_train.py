@@ -111,6 +111,26 @@ def test_eval_repeats_the_numbers_of_the_run(call):
     assert "metric_name\ttop1" in call("eval", str(run.path))[1]
 
 
+def test_eval_takes_as_many_images_as_the_run_on_the_same_kind_of_device(call, monkeypatch):
+    from patchscale.training import evaluate
+
+    sizes, original = [], evaluate.evaluate
+
+    def noted(*arguments, batch_size, **options):
+        sizes.append(batch_size)
+        return original(*arguments, batch_size=batch_size, **options)
+
+    call(*TINY, "execution.micro_batch_size=3")
+    run = the_run()
+    monkeypatch.setattr(evaluate, "evaluate", noted)
+    call("eval", str(run.path), "--device", "cpu")
+    environment = run.read_json("environment.json")
+    environment["attempts"][-1]["device"] = "cuda"
+    run.write_json("environment.json", environment)
+    call("eval", str(run.path), "--device", "cpu")
+    assert sizes == [3, run.config().training.batch_size]
+
+
 def test_eval_of_an_unfinished_run_says_how_to_finish_it(call):
     call(*TINY, "training.learning_rate=1e30", "training.steps=40")
     path = the_run().path

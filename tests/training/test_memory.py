@@ -1,5 +1,7 @@
 """What a run does to fit: the whole batch if it can, then computing blocks twice, then parts of the batch."""
 
+import re
+
 import pytest
 import torch
 from tests.training.conftest import TINY
@@ -36,7 +38,8 @@ def test_small_runs_are_left_alone(make_run):
     run_training(run)
     attempt = run.read_json("environment.json")["attempts"][0]
     assert (attempt["memory"]["micro_batch_size"], attempt["memory"]["activation_checkpointing"]) == (8, False)
-    assert "memory: whole batch of 8, no checkpointing; about 0.0" in run.log_path.read_text()
+    sizes = r"about \d+\.\d\d MiB of \d+\.\d\d GiB\n"
+    assert re.search(r"memory: whole batch of 8, no checkpointing; " + sizes, run.log_path.read_text())
 
 
 def test_less_memory_first_costs_time_and_then_parts():
@@ -48,7 +51,7 @@ def test_less_memory_first_costs_time_and_then_parts():
         assert found.estimated_bytes <= MEMORY_SHARE * found.available_bytes
     hopeless = plan(*settings, "execution.memory_limit_gib=1e-6")
     assert (hopeless.micro_batch_size, hopeless.activation_checkpointing) == (1, True)
-    assert str(hopeless).endswith("this may not fit")
+    assert str(hopeless).endswith(" of 1.05 KiB; this may not fit")
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,13 @@ def evaluate(
     from patchscale.training.device import resolve_device
     from patchscale.training.evaluate import evaluate as evaluate_task
     from patchscale.training.evaluate import load_trained
+    from patchscale.training.summary import memory_of_last_attempt
 
     run = RunDirectory(run_dir)
     config = run.config()
     where = resolve_device(device)
     task, splits = load_trained(run)
-    memory = (run.read_json("environment.json") or {}).get("memory", {})  # as many images at a time as in the run
+    memory = memory_of_last_attempt(run, where) or {}  # what fitted; on another kind of device it says nothing
     dataset = splits.val if split == "val" else splits.test
     measured = evaluate_task(
         task.to(where),

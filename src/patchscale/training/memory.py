@@ -48,9 +48,16 @@ class MemoryPlan:
         else:
             batch = f"batch of {self.batch_size} in parts of {self.micro_batch_size}"
         blocks = "blocks computed again in the backward pass" if self.activation_checkpointing else "no checkpointing"
-        estimated, available = (number / 2**30 for number in (self.estimated_bytes, self.available_bytes))
         fit = "" if self.estimated_bytes <= self.available_bytes else "; this may not fit"
-        return f"memory: {batch}, {blocks}; about {estimated:.2f} of {available:.2f} GiB{fit}"
+        sizes = f"about {_size(self.estimated_bytes)} of {_size(self.available_bytes)}"
+        return f"memory: {batch}, {blocks}; {sizes}{fit}"
+
+
+def _size(number: int) -> str:
+    """Bytes in the largest binary unit of which there is a tenth."""
+    units = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+    unit = next((unit for unit, size in units.items() if number >= size / 10), "KiB")
+    return f"{number / units[unit]:.2f} {unit}"
 
 
 def plan_memory(
