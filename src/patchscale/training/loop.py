@@ -202,7 +202,7 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micr
     # Compiled code has no modules to look at.
     with torch.compiler.set_stance("force_eager") if setup.config.execution.compile else nullcontext():
         for rows in micro_batches(len(images), micro_batch_size):
-            with batch_rows(rows.start, len(images)):
+            with batch_rows(rows.start, len(images), images.device):
                 part = images[rows], targets[rows]
                 first = first or first_non_finite(setup.task, part[0], partial(setup.loss, step, *part))
     first = first or "none when the step is repeated; a norm overflowed, or the device does not repeat itself exactly"

@@ -4,10 +4,8 @@ Three means, the cheapest first: the whole batch at once; with activation checkp
 second time in the backward pass; and ever smaller micro-batches, whose gradients add up to those of the batch.
 """
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch import nn
 from patchscale.config import RunConfig
 from patchscale.costs.memory import TrainMemory, estimate_train_memory
 from patchscale.errors import UserError
+from patchscale.training.available_memory import available_bytes
 
 MEMORY_SHARE = 0.8
 """Part of the free memory that an estimate may fill: estimates err, and others use the machine too."""
@@ -146,54 +145,3 @@ def estimate_memory(config: RunConfig, num_classes: int, micro_batch_size: int, 
         device=device.type,
         num_threads=torch.get_num_threads(),
     )
-
-
-def available_bytes(device: torch.device) -> int:
-    """Memory that this process could use on `device`: what is free, and on CUDA what it has reserved already."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return free + torch.cuda.memory_reserved(device)
-    machine = _meminfo_available(Path("/proc/meminfo"))
-    if machine is None:  # macOS, where nothing tells what is free
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return min([machine, *cgroup_available(Path("/proc/self/cgroup"), Path("/sys/fs/cgroup"))])
-
-
-def _meminfo_available(path: Path) -> int | None:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-
-
-def cgroup_available(membership: Path, mount: Path) -> list[int]:
-    """What each control group of this process leaves of its memory limit; page cache counts as free.
-
-    `membership` is /proc/self/cgroup, `mount` is /sys/fs/cgroup. Both versions, and all groups above: any may limit.
-    """
-    found: list[int] = []
-    try:
-        lines = membership.read_text(encoding="utf-8").splitlines()
-    except OSError:  # not Linux
-        return found
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if not controllers:
-            root, limit, usage, cache = mount, "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            root = mount / "memory"
-            limit, usage, cache = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        else:
-            continue
-        group = root / path.lstrip("/")
-        # Inside a container the path may be the host's and not exist here; then its root is the container's group.
-        for folder in (folder for folder in (group, *group.parents) if folder == root or root in folder.parents):
-            try:
-                allowed = int((folder / limit).read_text())  # v2 says "max" where there is none
-                used = int((folder / usage).read_text())
-                stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-            except (OSError, ValueError):
-                continue
-            found.append(max(0, allowed - used + int(stat.get(cache, 0))))
-    return found
