@@ -17,8 +17,8 @@ With bf16 autocast, matrix products and what they read take 2 bytes a number, no
 score matrix of attention does not appear: fused attention never writes it. With activation checkpointing only the input
 of every block is kept, besides the activations of one block at a time.
 
-For the built-in models the total is right to a factor of 1.5 on a CPU (`tests/costs/test_memory.py` measures it); on GPUs
-it has not been measured.
+For the built-in models the total is right to a factor of 1.5 on a CPU (`tests/costs/test_memory.py` measures it). On
+GPUs it has not been measured.
 """
 
 from dataclasses import asdict, dataclass
