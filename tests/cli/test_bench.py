@@ -48,7 +48,8 @@ def test_json_is_in_plain_units(call):
     (row,) = found["rows"]
     assert (row["train"], row["precision"], row["patch_size"]) == (False, "bf16", 16)
     assert found["setting"]["precision"] == "bf16"
-    assert 0 < row["step_time_s"] < 1
+    assert row["step_time_s"] > 0
+    assert row["images_per_s"] == pytest.approx(1 / row["step_time_s"])
 
 
 def test_what_does_not_fit_is_a_row_and_the_rest_goes_on(call):
@@ -91,13 +92,16 @@ def test_the_crossing_is_searched_and_told(call):
     assert code == 0, said
     lines = out.splitlines()
     assert lines[0].split("\t") == ["tokens", "img_size", "vit_test, ms", "adventurer_test, ms", "ratio", "25-75 %"]
-    assert [line.split("\t")[0] for line in lines[1:-1]] == ["16", "36"]
-    assert lines[-1].startswith("no crossing: a training step of vit_test is faster than one of adventurer_test")
-    assert lines[-1].endswith("the search was stopped by the most tokens allowed (40)")
+    # Three steps on a busy machine do not tell which model is faster: the answer must be that of the ratios.
+    assert lines[1].split("\t")[0] == "16"
+    assert "a training step of" in lines[-1]
     with open("c.json") as file:  # noqa: PTH123
         written = json.load(file)
     assert written["answer"] == lines[-1]
-    assert (written["last_first"], written["first_second"]) == (36, None)
+    second_faster = [trial["tokens"] for trial in written["trials"] if trial["ratio"] > 1]
+    assert (written["first_second"] is None) == (not second_faster)
+    assert written["first_second"] in [None, *second_faster]
+    assert written["last_first"] in {None, 16, 25, 36} - set(second_faster)
     assert written["setting"]["max_tokens"] == 40
 
 

@@ -95,5 +95,5 @@ def test_both_models_on_this_machine():
     trial = compare_models(at_side(first, 4), at_side(second, 4), warm_up=1, repetitions=3, num_threads=1)
     assert (trial.tokens, trial.img_size) == (16, 8)
     assert trial.ratio_25 <= trial.ratio <= trial.ratio_75
-    assert 4 * (trial.first_s + trial.second_s) == pytest.approx(trial.spent_s, rel=0.9)
-    assert trial.ratio < 1  # 2 blocks of attention over 16 tokens against 4 of convolution, scan and gate
+    # Which is faster is the machine's affair; of three timed steps two took the median or longer.
+    assert 0 < 2 * max(trial.first_s, trial.second_s) <= trial.spent_s
