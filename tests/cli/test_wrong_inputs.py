@@ -165,6 +165,8 @@ MISTAKES = {
     "bench in another precision": (["bench", "vit_test", "--precision", "fp16"], ["fp16", "bf16"], None),
     "bench of an unknown scan": (["bench", "vit_test", "--ssd-backend", "cuda"], ["'cuda'", "chunked"], None),
     "bench into a folder": (["bench", "vit_test", "--output", "."], ["--output", "folder"], None),
+    "bench into no folder": (["bench", "vit_test", "--output", "absent/b.json"], ["folder absent", "not there"], None),
+    "bench with a search's limit": (["bench", "vit_test", "--max-tokens", "64"], ["--max-tokens", "--crossover"], None),
     "crossover of one model": (["bench", "vit_test", "--crossover"], ["two models", "1 given"], None),
     "crossover of two patch sizes": (["bench", "--crossover", "--patch-size", "2,1"], ["--patch-size", "2,1"], None),
     "crossover at a fixed size": (["bench", "--crossover", "--img-size", "32"], ["--img-size"], None),

@@ -1,5 +1,6 @@
 """`patchscale bench`: speed and memory of models on this machine, and where the scan overtakes attention."""
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ Tell = Callable[[str], None]
 
 DEFAULT_PAIR = ("vit_tiny", "adventurer_tiny")
 SEARCH_TIME_S = 600.0
+MAX_TOKENS = 50_176
 
 
 def bench(
@@ -47,10 +49,14 @@ def bench(
     crossover: Annotated[
         bool, typer.Option("--crossover", help="Search for the tokens from which on the second model is faster.")
     ] = False,
-    max_tokens: Annotated[int, typer.Option(min=16, help="With --crossover: no more tokens than these.")] = 50_176,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=16, help="With --crossover: no more tokens than these. Default: 50176.")
+    ] = None,
     time_limit_s: Annotated[
         float | None,
-        typer.Option(min=1, help="Most seconds for one configuration; with --crossover for the search (600)."),
+        typer.Option(
+            min=1, help="No step begins after half of these seconds; with --crossover the whole search (600)."
+        ),
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Also write everything to this JSON file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON, in plain units.")] = False,
@@ -66,6 +72,10 @@ def bench(
     require_training_half()
     if output is not None and output.is_dir():
         raise UserError(f"--output {output}: that is a folder; give a file, such as bench.json")
+    if output is not None and not os.access(output.parent, os.W_OK):
+        raise UserError(f"--output {output}: folder {output.parent} is not there, or may not be written to")
+    if max_tokens is not None and not crossover:
+        raise UserError("--max-tokens ends a search: give --crossover with it")
     if crossover and img_size is not None:
         raise UserError("--crossover chooses the image sizes itself: leave out --img-size, or give --patch-size")
     names = list(models or (DEFAULT_PAIR if crossover else ()))
@@ -85,7 +95,7 @@ def bench(
     timing = {"warm_up": warm_up, "repetitions": repetitions, "num_threads": num_threads}
     if crossover:
         first, second = _pair(names, patch_sizes, batch_sizes, common)
-        limits = {"max_tokens": max_tokens, "time_limit_s": time_limit_s or SEARCH_TIME_S}
+        limits = {"max_tokens": max_tokens or MAX_TOKENS, "time_limit_s": time_limit_s or SEARCH_TIME_S}
         setting |= timing | limits | {"num_threads": setting["num_threads"]}
         _crossover(first, second, setting, timing, limits, output=output, json=json)
     else:
