@@ -65,6 +65,7 @@ def _train_in_little_memory(run, spare_bytes):
         raise SystemExit(7 if failure.kind == "out_of_memory" else 8) from None
 
 
+@pytest.mark.slow  # forks pytest's process, which must not have compiled models before
 def test_out_of_memory_comes_with_advice(make_run):
     run = make_run("model.patch_size=1", "model.img_size=32", "training.batch_size=256", "training.steps=2")
     process = multiprocessing.get_context("fork").Process(target=_train_in_little_memory, args=(run, 200 * 2**20))
