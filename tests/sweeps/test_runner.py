@@ -97,7 +97,7 @@ def test_a_mistake_that_only_the_run_can_find_is_its_failure_alone(tiny, tmp_pat
     [(signal.SIGKILL, "out_of_memory", "want of memory"), (signal.SIGSEGV, "crash", "died of SIGSEGV")],
 )
 def test_a_killed_run_is_marked_and_the_others_go_on(tiny, recorder, tmp_path, number, kind, words):
-    study = tiny(patch_size=[8, 16], steps=40)
+    study = tiny(patch_size=[8, 16], steps=200)  # long enough for the kill to meet it
     victim = study.configs[0].run_id
 
     def kill(job):
