@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import time
 from collections.abc import Callable
 from typing import Any
@@ -10,6 +11,7 @@ import pytest
 
 from patchscale.config import build_config
 from patchscale.runs.record import RunDirectory
+from patchscale.sweeps.executors.local import PRELOADED, _child, _surroundings_of_a_child
 
 TINY = {
     "task": "classification",
@@ -52,22 +54,16 @@ def outcome(run: RunDirectory) -> dict[str, Any]:
 
 
 def start(run: RunDirectory) -> multiprocessing.Process:
-    """Train in a process of its own, forked so that it need not import torch again."""
-    process = multiprocessing.get_context("fork").Process(target=_train, args=(run,))
-    process.start()  # type: ignore[attr-defined]
+    """Train in a process of its own, started as sweeps start theirs.
+
+    Not forked from this process: once it has compiled a backward pass, torch refuses backward in children of it.
+    """
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    process = context.Process(target=_child, args=(str(run.path), dict(os.environ), 1, True))
+    with _surroundings_of_a_child():
+        process.start()
     return process  # type: ignore[return-value]
-
-
-def _train(run: RunDirectory) -> None:
-    import sys
-
-    from patchscale.training.interrupt import Interrupted
-    from patchscale.training.loop import run_training
-
-    try:
-        run_training(run)
-    except Interrupted as interruption:
-        sys.exit(interruption.exit_code)
 
 
 def wait_until(condition: Callable[[], bool], timeout_s: float = 60) -> None:

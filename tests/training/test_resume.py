@@ -44,7 +44,6 @@ def kill(process):
     return process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.slow  # forks pytest's process, which must not have compiled models before
 @pytest.mark.parametrize("settings", [VIT, ADVENTURER], ids=["vit", "adventurer"])
 def test_killed_while_writing_a_checkpoint_and_resumed(make_run, settings):
     undisturbed, killed = make_run(*settings, study="undisturbed"), make_run(*settings, study="killed")
@@ -87,7 +86,6 @@ def test_killed_again_and_again_at_random_moments(make_run, settings):
     assert kills >= 20
 
 
-@pytest.mark.slow  # forks pytest's process, which must not have compiled models before
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_asked_to_stop_it_saves_and_goes_on_later(make_run, number, code):
     settings = [*VIT, "training.steps=60", "execution.checkpoint_every_s=1000"]
@@ -117,7 +115,6 @@ def test_loader_processes_and_checkpoints_do_not_change_the_outcome(make_run):
     assert outcome(plain) == outcome(other)
 
 
-@pytest.mark.slow  # forks pytest's process, which must not have compiled models before
 def test_loader_processes_die_with_a_killed_run(make_run):
     run = make_run(*VIT, "training.steps=200", "execution.num_workers=2")
     process = start(run)
@@ -127,7 +124,6 @@ def test_loader_processes_die_with_a_killed_run(make_run):
         pass
 
 
-@pytest.mark.slow  # forks pytest's process, which must not have compiled models before
 def test_a_run_does_not_go_on_with_other_images(make_run, tmp_path):
     for split, count in (("train", 8), ("val", 2), ("test", 2)):
         for label, shade in (("dark", 20), ("light", 220)):
