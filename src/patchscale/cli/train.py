@@ -148,10 +148,10 @@ def _train(run: "RunDirectory", *, json: bool) -> None:
 
 def _cost_words(config: RunConfig) -> str:
     """What the model costs, in a line; raises `UserError` for an unknown model."""
-    from patchscale.costs.estimate import estimate_cost
+    from patchscale.costs.counts import count
 
     model = config.model
-    cost = estimate_cost(
+    cost = count(
         model.name,
         patch_size=model.patch_size,
         img_size=model.img_size,

@@ -1,76 +1,64 @@
-"""`estimate_cost`: one call from a model's name to its cost.
-
-Built-in models are priced by closed formulas; for any other timm name the model is built on torch's meta device (no
-memory, no weights) and its operations are counted.
-"""
+"""`estimate_cost`: one call from a model's name to its cost."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from patchscale.costs.flops import backbone_macs, head_macs
-from patchscale.costs.params import PosEmbed, backbone_params, head_params
-from patchscale.costs.tokens import num_tokens
-from patchscale.errors import UserError
-from patchscale.shapes import SHAPES
+from patchscale.costs.counts import Counts, count
+from patchscale.costs.params import PosEmbed
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TASKS = ("classification", "segmentation")
 
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Cost:
     """What one configuration costs. MACs and FLOPs are per image; FLOPs are 2 x MACs."""
 
-    tokens: int
-    """Patches of an image; class and mean tokens are not counted here, but are in the FLOPs."""
-    params: dict[str, int]
-    """Parameters by part."""
-    macs: dict[str, int]
-    """Multiply-adds of a forward pass by part; elementwise work is not counted (see `patchscale.costs`)."""
+    counts: Counts
+
+    @property
+    def tokens(self) -> int:
+        """Patches of an image."""
+        return self.counts.tokens
+
+    @property
+    def params(self) -> dict[str, int]:
+        """Parameters by part."""
+        return self.counts.params
+
+    @property
+    def macs(self) -> dict[str, int]:
+        """Multiply-adds of a forward pass by part."""
+        return self.counts.macs
 
     @property
     def params_total(self) -> int:
         """All parameters."""
-        return sum(self.params.values())
+        return self.counts.params_total
 
     @property
     def params_pos_embed(self) -> int:
         """Parameters of the position table."""
-        return self.params.get("pos_embed", 0)
+        return self.counts.params_pos_embed
 
     @property
     def params_backbone(self) -> int:
         """Parameters without head and position table: the N of scaling laws."""
-        return self.params_total - self.params_pos_embed - self.params.get("head", 0)
+        return self.counts.params_backbone
 
     @property
     def flops_forward(self) -> int:
         """2 x MACs of one forward pass over one image."""
-        return 2 * sum(self.macs.values())
+        return self.counts.flops_forward
 
     @property
     def flops_train(self) -> int:
-        """3 x forward: the backward pass costs twice the forward pass. Recomputation is not counted."""
-        return 3 * self.flops_forward
+        """2 x MACs of a forward and a backward pass over one image."""
+        return self.counts.flops_train
 
     def frame(self) -> "pd.DataFrame":
         """One row per part: params, macs, and its share of the MACs."""
-        import pandas as pd
-
-        parts = [*self.macs, *(name for name in self.params if name not in self.macs)]
-        total = sum(self.macs.values())
-        rows = [
-            {
-                "part": part,
-                "params": self.params.get(part, 0),
-                "macs": self.macs.get(part, 0),
-                "macs_share": self.macs.get(part, 0) / total,
-            }
-            for part in parts
-        ]
-        return pd.DataFrame(rows)
+        return self.counts.frame()
 
 
 def estimate_cost(
@@ -87,20 +75,7 @@ def estimate_cost(
     A built-in name needs no torch; other timm names do. Raises `UserError` for a patch size that does not divide the
     image, an unknown model or task, and for a timm name without torch.
     """
-    tokens = num_tokens(img_size, patch_size)
-    if task not in TASKS:
-        raise UserError(f"task={task!r} is not known; choose one of {', '.join(TASKS)}")
-    if model in SHAPES:
-        shape = SHAPES[model]
-        params = backbone_params(shape, tokens=tokens, patch_size=patch_size, pos_embed=pos_embed)
-        macs = backbone_macs(shape, tokens=tokens, patch_size=patch_size)
-        embed_dim = shape.embed_dim
-    else:
-        from patchscale.costs.counted import count_on_meta
-
-        counted = count_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed)
-        params, macs, embed_dim = dict(counted[0]), dict(counted[1]), counted[2]
-    if num_classes:
-        params["head"] = head_params(embed_dim, num_classes=num_classes)
-        macs["head"] = head_macs(embed_dim, num_classes=num_classes, tokens=tokens, task=task)
-    return Cost(tokens=tokens, params=params, macs=macs)
+    counts = count(
+        model, patch_size=patch_size, img_size=img_size, num_classes=num_classes, task=task, pos_embed=pos_embed
+    )
+    return Cost(counts=counts)

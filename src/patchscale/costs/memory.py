@@ -24,7 +24,7 @@ GPUs it has not been measured.
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from patchscale.costs.estimate import estimate_cost
+from patchscale.costs.counts import count
 from patchscale.costs.params import PosEmbed
 from patchscale.shapes import SHAPES, AdventurerShape, ViTShape, image_height_width
 
@@ -100,7 +100,7 @@ def estimate_train_memory(
     needs no torch; other timm names do, and their estimate is rougher and on the high side. Raises `UserError` as
     `estimate_cost` does.
     """
-    cost = estimate_cost(
+    cost = count(
         model, patch_size=patch_size, img_size=img_size, num_classes=num_classes, task=task, pos_embed=pos_embed
     )
     height, width = image_height_width(img_size)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from patchscale.costs.estimate import Cost, estimate_cost
+from patchscale.costs.counts import Counts, count
 from patchscale.costs.hardware import peak_bf16_flops_per_s
 from patchscale.errors import UserError
 from patchscale.measurements.child import ChildDied, ChildFailed, in_fresh_process
@@ -45,9 +45,9 @@ class StepConfig:
     compile: bool = False
     num_classes: int = 1000
 
-    def cost(self) -> Cost:
+    def cost(self) -> Counts:
         """Tokens, parameters and FLOPs; raises `UserError` for a name or sizes that no model can be built from."""
-        return estimate_cost(
+        return count(
             self.model, patch_size=self.patch_size, img_size=self.img_size, num_classes=self.num_classes
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from patchscale.config import RunConfig
-from patchscale.costs.estimate import Cost, estimate_cost
+from patchscale.costs.counts import Counts, count
 from patchscale.costs.workload import Workload, workload
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
@@ -25,7 +25,7 @@ class PlannedRun:
     config: RunConfig
     run: RunDirectory
     """Its directory, which need not exist yet."""
-    cost: Cost
+    cost: Counts
     workload: Workload
     state: str
     """As in `patchscale.runs.record.STATES`, or "unreadable"; queued if it has no directory yet."""
@@ -104,7 +104,7 @@ def _price(item: PlannedRun) -> float:
 
 def _plan(config: RunConfig, run: RunDirectory) -> PlannedRun:
     images = workload(config)
-    cost = estimate_cost(
+    cost = count(
         config.model.name,
         patch_size=config.model.patch_size,
         img_size=config.model.img_size,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from patchscale.config import RunConfig
-from patchscale.costs.estimate import Cost, estimate_cost
+from patchscale.costs.counts import Counts, count
 from patchscale.data.datasets import Splits, load_splits
 from patchscale.data.seeding import seeded
 from patchscale.models.adventurer import Adventurer
@@ -32,7 +32,7 @@ class Setup:
     config: RunConfig
     device: torch.device
     splits: Splits
-    cost: Cost
+    cost: Counts
     steps: int
     order: TrainingOrder
     mixup: Mixup | None
@@ -111,7 +111,7 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
         config=config,
         device=device,
         splits=splits,
-        cost=estimate_cost(  # before training, so that a model without a known cost is refused early
+        cost=count(  # before training, so that a model without a known cost is refused early
             config.model.name,
             patch_size=config.model.patch_size,
             img_size=config.model.img_size,
