@@ -3,7 +3,9 @@
 Sizes are those of the paper's Table 7 (arXiv 2502.03738); `nano` is for demonstrations, `test` for tests.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from operator import index
 
 from patchscale.errors import UserError
 
@@ -73,8 +75,16 @@ SHAPES |= {f"deit_{size}": SHAPES[f"vit_{size}"] for size in ("tiny", "small", "
 
 
 def image_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) in pixels of a square side or a pair."""
-    return (img_size, img_size) if isinstance(img_size, int) else (img_size[0], img_size[1])
+    """(height, width) in pixels of a square side or a pair, of any integer type.
+
+    Raises `UserError` for anything else.
+    """
+    sides = img_size if isinstance(img_size, Iterable) else (img_size, img_size)
+    try:
+        height, width = (index(side) for side in sides)
+    except (TypeError, ValueError):
+        raise UserError(f"img_size {img_size!r}: give pixels, one side (224) or height and width (128, 256)") from None
+    return height, width
 
 
 def format_img_size(img_size: int | tuple[int, int]) -> int | str:
