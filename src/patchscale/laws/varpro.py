@@ -4,8 +4,8 @@ The objective is the sum (never the mean) of squared residuals (model - measured
 its amplitudes, they are solved for exactly at every trial of the exponents; only the exponents (one, for the patch
 law) are searched. See Golub & Pereyra 1973; for scaling laws, Czech et al. (arXiv 2603.22339).
 
-With two to four amplitudes the non-negative problem is solved by trying every subset of amplitudes that may be positive
-(a "face") with plain least squares: exact, and vectorised over whole grids of exponents.
+The non-negative problem is solved exactly and for whole grids of exponents at once (`nnls.py`). Profile intervals need
+every subset of amplitudes that may be positive (a "face") as well, which is possible for a few of them only.
 
 G exponent vectors, q exponents, n points, k amplitudes, m amplitudes of one face.
 """
@@ -16,13 +16,19 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 from scipy.stats import qmc
 
+from patchscale.laws.descent import MAX_REWEIGHTINGS, amplitudes_at, descend
 from patchscale.laws.forms import Array, Axes, Law
 
 GRID_POINTS = {1: 241, 2: 41, 3: 15}
 """Grid points per exponent, by number of exponents."""
+
+TRIALS_LOG2 = 10
+"""Scattered trial points, as a power of two, where exponents are too many for a grid."""
+
+CHUNK = 4_000_000
+"""Numbers held at once while trial points are ranked."""
 
 AGREES_REL = 1e-6
 """A start agrees if its objective is within this share of the best."""
@@ -41,7 +47,16 @@ class Problem:
     sigma: Array
     """Residuals are (model - measured) / sigma."""
     relative: bool = True
-    """Whether sigma is the measured value itself; otherwise it is a standard deviation known to be there at least."""
+    """Whether sigma is only a scale; otherwise it is a standard deviation known to be there at least."""
+    scale: str = "plain"
+    """plain: residuals as above. log: (log model - log measured) / sigma. logit: the law describes the logit."""
+
+    @property
+    def free(self) -> NDArray[np.bool_]:
+        """Which amplitudes may be negative: those the law says, and on the logit scale the floors. [k]."""
+        law = self.law
+        floors = (law.floor,) if self.scale == "logit" else ()
+        return np.array([name in law.free or name.split("[")[0] in floors for name in law.amplitudes])
 
     @property
     def num_points(self) -> int:
@@ -107,17 +122,14 @@ def faces(problem: Problem, exponents: Array) -> Iterator[Face]:
             )
 
 
-def project(problem: Problem, exponents: Array) -> tuple[Array, Array]:
-    """The best non-negative amplitudes [G, k] and the objective [G] at each exponent vector [G, q]."""
-    best = np.full(len(exponents), np.inf)
-    amplitudes = np.zeros((len(exponents), len(problem.law.amplitudes)))
-    for face in faces(problem, exponents):
-        better = (face.amplitudes >= 0).all(axis=1) & (face.objective < best)
-        best = np.where(better, face.objective, best)
-        padded = np.zeros_like(amplitudes)
-        padded[:, face.members] = face.amplitudes
-        amplitudes = np.where(better[:, None], padded, amplitudes)
-    return amplitudes, best
+def project(problem: Problem, exponents: Array, *, tries: int = MAX_REWEIGHTINGS) -> tuple[Array, Array]:
+    """The best amplitudes [G, k] and the objective [G] at each exponent vector [G, q]."""
+    chunk = max(1, CHUNK // (problem.num_points * len(problem.law.amplitudes)))
+    parts = [
+        amplitudes_at(problem, exponents[i : i + chunk], problem.measured, tries=tries)
+        for i in range(0, len(exponents), chunk)
+    ]
+    return np.concatenate([part.amplitudes for part in parts]), np.concatenate([part.objective for part in parts])
 
 
 @dataclass(frozen=True)
@@ -139,70 +151,31 @@ class Solution:
 
 
 def solve(problem: Problem, *, starts: int = 16, seed: int = 0) -> Solution:
-    """Search the exponents: a log grid, then bounded trust-region refinement from scattered (Sobol) starts.
+    """Search the exponents: a log grid (up to three) or scattered points, then descent from scattered (Sobol) starts.
 
-    Deterministic for a given `seed`. The best grid points are refined too, so that `starts` only measures how hard
-    the surface is; it does not decide the result.
+    Deterministic for a given `seed`. The best trial points are descended from too, so that `starts` only measures how
+    hard the surface is; it does not decide the result.
     """
     low, high = problem.bounds
-    grid = log_grid(low, high, GRID_POINTS[len(low)])
-    _, on_grid = project(problem, np.exp(grid))
-    order = np.argsort(on_grid)
-    scale = max(float(on_grid[order[0]]), TINY * problem.num_points)
-
     sobol = qmc.Sobol(d=len(low), rng=np.random.default_rng(seed))
     scattered = low + (high - low) * sobol.random_base2(max(1, (starts - 1).bit_length()))[:starts]
-    refined = [_refine(problem, start, scale) for start in scattered]
-    candidates = [*refined, *(_refine(problem, grid[i], scale) for i in order[:3]), (grid[order[0]], on_grid[order[0]])]
-    place, objective = min(candidates, key=lambda candidate: candidate[1])
-
-    reached = objective * (1 + AGREES_REL) + TINY * problem.num_points
-    exponents = np.exp(place)
-    amplitudes, _ = project(problem, exponents[None])
+    if len(low) in GRID_POINTS:
+        trials = log_grid(low, high, GRID_POINTS[len(low)])
+    else:
+        trials = low + (high - low) * sobol.random_base2(TRIALS_LOG2)
+    # the trials are only ranked
+    order = np.argsort(project(problem, np.exp(trials), tries=2)[1])
+    found = descend(problem, np.concatenate([scattered, trials[order[:3]]]))
+    objective = found.at.objective
+    best = int(np.argmin(objective))
+    reached = objective[best] * (1 + AGREES_REL) + TINY * problem.num_points
     return Solution(
-        exponents=exponents,
-        amplitudes=amplitudes[0],
-        objective=float(objective),
-        starts=len(refined),
-        starts_agreeing=float(np.mean([value <= reached for _, value in refined])),
+        exponents=np.exp(found.places[best]),
+        amplitudes=found.at.amplitudes[best],
+        objective=float(objective[best]),
+        starts=starts,
+        starts_agreeing=float(np.mean(objective[:starts] <= reached)),
     )
-
-
-def _refine(problem: Problem, start: Array, scale: float) -> tuple[Array, float]:
-    """Bounded trust-region descent in the logarithms of the exponents, from one start.
-
-    Residuals are divided by the root of `scale`, the best objective of the grid, so that tolerances are relative to
-    the objective whatever its size. The Jacobian is Kaufman's: exact gradient, second-order term left out.
-    """
-    low, high = problem.bounds
-    weight = 1 / (problem.sigma * np.sqrt(scale))
-    solved: dict[bytes, Array] = {}
-
-    def amplitudes_at(place: Array) -> Array:
-        # the residuals and the Jacobian are asked for at the same places
-        if place.tobytes() not in solved:
-            solved.clear()
-            solved[place.tobytes()] = project(problem, np.exp(place)[None])[0][0]
-        return solved[place.tobytes()]
-
-    def residuals(place: Array) -> Array:
-        return (problem.model(np.exp(place), amplitudes_at(place)) - problem.measured) * weight
-
-    def jacobian(place: Array) -> Array:
-        exponents, amplitudes = np.exp(place), amplitudes_at(place)
-        moved = problem.law.basis_gradient(exponents[None], problem.axes)[0].transpose(0, 2, 1) @ amplitudes
-        moved = moved * exponents * weight[:, None]
-        free = problem.law.basis(exponents[None], problem.axes)[0][:, amplitudes > 0] * weight[:, None]
-        if free.size:
-            q, _ = np.linalg.qr(free / np.linalg.norm(free, axis=0))
-            moved = moved - q @ (q.T @ moved)
-        return moved
-
-    inside = np.clip(start, low + 1e-9, high - 1e-9)
-    found = least_squares(
-        residuals, inside, jac=jacobian, bounds=(low, high), method="trf", ftol=1e-14, xtol=1e-12, gtol=1e-12
-    )
-    return found.x, float(2 * found.cost * scale)
 
 
 def log_grid(low: Array, high: Array, points: int) -> Array:
