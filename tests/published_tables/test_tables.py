@@ -4,7 +4,14 @@ import pytest
 from patchscale import UserError, published
 from patchscale.published_tables.tables import PUBLISHED, entry, list_published
 
-CURVES = ("patchification/imagenet", "patchification/test-loss", "patchification/ade20k", "patchification/coco")
+CURVES = (
+    "patchification/imagenet",
+    "patchification/test-loss",
+    "patchification/ade20k",
+    "patchification/coco",
+    "siglip2/imagenet",
+    "flexivit/training-length",
+)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -71,6 +78,75 @@ def test_figure_1_d_is_the_same_in_both_tables():
     assert losses["test_loss"].tolist() == panel["test_loss"].tolist()
     pixels = published("patchification/figure1-pixels")
     assert pixels["test_loss"].tolist() == published("patchification/test-loss")["test_loss"].tolist()
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_every_named_model_has_the_parameters_joint_laws_need(name):
+    table = published(name)
+    assert (table["params_backbone"].notna() == table["model"].notna()).all()
+    for _, rows in table.dropna(subset=["model"]).groupby("model"):
+        area = 3 * rows["patch_size"].astype(int) ** 2
+        if len(set(area)) > 1:
+            embed_dim = (rows["params_backbone"].max() - rows["params_backbone"].min()) / (area.max() - area.min())
+            rows = rows.assign(params_backbone=rows["params_backbone"] - embed_dim * area)
+        assert len(set(rows["params_backbone"])) == 1  # only the patch embedding depends on the patch size
+
+
+@pytest.mark.parametrize(("name", "within"), [("patchification/imagenet", 0.08), ("siglip2/imagenet", 0.14)])
+def test_counted_parameters_agree_with_the_printed_ones(name, within):
+    table = published(name).dropna(subset=["params_total"])
+    ratio = table["params_backbone"].astype(float) / table["params_total"]
+    assert len(ratio) > 10
+    assert ratio.between(1 - within, 1 + within).all()
+
+
+def test_counted_parameters_are_those_of_a_run_of_the_same_model():
+    from patchscale.costs.counts import count
+
+    table = published("patchification/imagenet").query("img_size == 128 and patch_size == 8").set_index("model")
+    for published_name, name in {"DeiT-Base": "deit_base", "Adventurer-Large": "adventurer_large"}.items():
+        counts = count(name, patch_size=8, img_size=128)
+        assert table.loc[published_name, "params_backbone"] == counts.params_backbone
+
+
+def test_siglip_has_fifteen_points_with_three_image_sizes_and_three_patch_sizes_or_more():
+    table = published("siglip2/imagenet")
+    assert len(table) == 15
+    assert table["patch_size"].value_counts().to_dict() == {16: 12, 14: 2, 32: 1}
+    assert table.query("model == 'SigLIP2-So400m' and img_size == 384 and patch_size == 14")["tokens"].item() == 27**2
+    base = table.query("model == 'SigLIP2-B'").set_index(["patch_size", "img_size"])["metric"]
+    assert base[(32, 256)] == 0.74
+    assert base[(16, 512)] == 0.812
+
+
+def test_the_faulty_cell_of_the_token_table_is_marked_and_cannot_be_fitted():
+    table = published("vlm/tokens-llm-size")
+    assert table.groupby("task").size().to_dict() == {"visual reasoning": 28, "OCR": 28}
+    assert sorted(table["llm_params"].unique()) == [0.5e9, 1.8e9, 4e9, 7e9]
+    assert sorted(table["visual_tokens"].unique()) == [1, 4, 16, 36, 64, 144, 576]
+    faulty = table[table["faulty"]]
+    assert table["metric"].isna().equals(table["faulty"])
+    assert faulty[["task", "llm_params", "visual_tokens"]].to_numpy().tolist() == [["OCR", 7e9, 576]]
+    twin = table.query("task == 'OCR' and llm_params == 4e9 and visual_tokens == 576")
+    assert faulty["metric_as_released"].item() == twin["metric_as_released"].item() == twin["metric"].item()
+    assert table.loc[table["note"].notna(), "metric_as_released"].tolist() == [0.155895545, 0.3460536811]
+
+
+def test_resolution_is_worth_much_on_documents_and_nothing_on_knowledge():
+    table = published("paligemma/resolution")
+    assert len(table) == 46
+    assert set(table["visual_tokens"]) == {256, 1024, 4096}
+    scores = table.set_index(["task", "img_size"])["metric"]
+    assert scores["DocVQA", 896] - scores["DocVQA", 224] == pytest.approx(0.4103)
+    assert scores["OKVQA", 448] < scores["OKVQA", 224]
+
+
+def test_longer_training_is_better_for_every_size():
+    table = published("flexivit/training-length").sort_values("images_seen")
+    assert table["images_seen"].iloc[0] == 300 * 1_281_167
+    for _, rows in table.groupby("model"):
+        assert len(rows) == 3
+        assert rows["metric"].is_monotonic_increasing
 
 
 def test_detection_keeps_box_and_mask():
