@@ -56,8 +56,8 @@ def amplitudes_at(
 ) -> Projected:
     """The best amplitudes at exponents [G, q], for one set of measurements [n] or one per search [G, n].
 
-    With differences of logarithms the law is linearised about `model` (the measurements at first) and solved again until
-    it stands still: residuals are a few per cent, so each round gains two digits.
+    With differences of logarithms the law is linearised about `model` (the measurements at first) and solved again
+    until it stands still: residuals are a few per cent, so each round gains two digits.
     """
     basis = problem.law.basis(exponents, problem.axes)
     measured = np.broadcast_to(measured, basis.shape[:2])
@@ -180,6 +180,6 @@ def _normal(
     stack = np.concatenate([columns, moved, residuals[:, :, None]], axis=2)
     extra = np.zeros((len(stack), k, k + q + 1))
     extra[:, :, :k] = np.eye(k) * np.where(active & (length > 0), 1e-12, 1.0)[:, None, :]
-    upper = np.linalg.qr(np.concatenate([stack, extra], axis=1), mode="r")
+    upper: Array = np.linalg.qr(np.concatenate([stack, extra], axis=1), mode="r")  # type: ignore[assignment]
     trailing, rest = upper[:, k:, k : k + q], upper[:, k:, k + q]
     return np.einsum("gij,gik->gjk", trailing, trailing), np.einsum("gij,gi->gj", trailing, rest)

@@ -15,6 +15,7 @@ import pandas as pd
 from patchscale.errors import UserError
 from patchscale.laws.checks import Check, Evidence, HoldOut, run_checks
 from patchscale.laws.forms import Law, law_named
+from patchscale.laws.joint import JointOptions, fit_joint
 from patchscale.laws.result import Estimate, Fit
 from patchscale.laws.table import (
     Target,
@@ -86,22 +87,57 @@ def fit_law(
     *,
     form: str = "patch",
     target: str = "loss",
-    level: float = 0.95,
+    groups: Sequence[str] = (),
+    factors: Sequence[str] = (),
     noise: str | None = None,
+    residuals: str | None = None,
+    huber: float | None = None,
+    cluster_by: Sequence[str] | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
     allow_mixed: bool = False,
     label: str | None = None,
 ) -> Fit:
-    """Fit one law to one curve.
+    """Fit one law to one curve (form "patch"), or to many curves at once.
 
-    `table` has a row per run: `patch_size` (px) and `test_loss`, or `metric` (fraction) for target "error". Rows whose
-    `status` is not done or that lack a value are dropped with a reason. Rows at one patch size are replicates. `noise`
-    names a column with a standard deviation of the target that is there at least (rounding, reading, seeds): it weights
-    the rows, and intervals never rest on less.
+    `table` has a row per run: the axes of the law (`patch_size` in px, `img_size` in px, `params_backbone`, ...) and
+    `test_loss`, or `metric` (fraction) for the targets "error" and "logit-error". Rows whose `status` is not done or
+    that lack a value are dropped with a reason. Rows at one place are replicates. `noise` names a column with a
+    standard deviation of the target that is there at least (rounding, reading, seeds): it weights the rows, and profile
+    intervals never rest on less.
 
-    Raises `UserError` for missing columns, fewer patch sizes than the law needs (saying which to run next), values
-    that are not positive, and rows that differ in more than the patch size unless `allow_mixed`.
+    Joint fits: `groups` are columns whose values (families, recipes) have a floor of their own, and a model-size term
+    where the rows allow; exponents are shared. `factors` are columns that multiply the law by a number per value, or,
+    written `+column`, add one. `residuals` are differences of logarithms ("log") or "relative"; `huber` is where
+    squares turn into absolute values. Intervals are profiles (one curve, and few points with few exponents) or a wild
+    bootstrap of `draws` draws, clustered by the columns `cluster_by` (default: the groups and the columns that tell
+    curves apart).
+
+    Raises `UserError` for missing columns, rows that cannot support the law (saying which to run next), values that are
+    not positive, and rows that differ in what the law does not describe unless `allow_mixed`.
     """
     law, goal = law_named(form), target_named(target)
+    for name, columns in (("groups", groups), ("factors", factors)):
+        if isinstance(columns, str):
+            raise UserError(f"{name}={columns!r} is one text; give a list of columns, such as [{columns!r}]")
+    single = law.name == "patch" and not (groups or factors or goal.logit or residuals == "log" or huber)
+    if not single:
+        joint = JointOptions(
+            law=law,
+            target=goal,
+            groups=groups,
+            factors=factors,
+            noise=noise,
+            residuals=residuals,
+            huber=huber,
+            cluster_by=cluster_by,
+            draws=draws,
+            seed=seed,
+            level=level,
+            allow_mixed=allow_mixed,
+        )
+        return fit_joint(table, joint, label=label)
     options = Options(law, goal, level, noise, allow_mixed)
     require_columns(table, law, goal, [noise] if noise else [])
     rows, dropped = split_usable(table, law, goal)
@@ -185,6 +221,8 @@ def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: Options, curve:
         holdout=holdout,
         correlation=pd.DataFrame(condition.correlation, index=list(law.parameters), columns=list(law.parameters)),
         profile=profile,
+        problem=problem,
+        solution=solution,
     )
 
 

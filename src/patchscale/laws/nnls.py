@@ -1,8 +1,8 @@
 """Least squares with some unknowns not negative, for many small problems at once; exact.
 
-Block principal pivoting (Portugal, Judice and Vicente 1994; Kim and Park 2011): guess which unknowns are positive, solve
-plain least squares for them, exchange all that contradict the guess, and fall back to exchanging one at a time, which
-cannot cycle. Each least-squares problem is solved by QR on columns of unit length, never by normal equations.
+Block principal pivoting (Portugal, Judice and Vicente 1994; Kim and Park 2011): guess which unknowns are positive,
+solve plain least squares for them, exchange all that contradict the guess, and fall back to exchanging one at a time,
+which cannot cycle. Each least-squares problem is solved by QR on columns of unit length, never by normal equations.
 
 G problems, n points, k unknowns.
 """

@@ -1,17 +1,26 @@
 """What a fit gives back: numbers with intervals, a sentence, a table, a figure."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
+from patchscale.laws.bootstrap import Bootstrap, percentiles
 from patchscale.laws.checks import Check, HoldOut
-from patchscale.laws.table import plain
-from patchscale.laws.uncertainty import Interval, Profile
+from patchscale.laws.forms import Array, Axes
+from patchscale.laws.table import listed, plain
+from patchscale.laws.uncertainty import Interval, Profile, gaussian_draws
+from patchscale.laws.varpro import Problem, Solution
+
+if TYPE_CHECKING:
+    from patchscale.laws.design import Design
+    from patchscale.laws.joint_checks import AxisHoldOut
+
+PROFILE_DRAWS = 1000
 
 
 @dataclass(frozen=True)
@@ -40,7 +49,7 @@ class Estimate:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One law fitted to one curve. `str(fit)` says in words what it means."""
+    """One law fitted to one curve, or to many at once. `str(fit)` says in words what it means."""
 
     label: str
     curve: dict[str, Any]
@@ -64,28 +73,121 @@ class Fit:
     conventions: dict[str, str]
     holdout: HoldOut | None
     correlation: pd.DataFrame
-    profile: Profile = field(repr=False)
+    profile: Profile | None = field(repr=False)
+    """What profile intervals follow from; None if the intervals are a bootstrap's."""
+    problem: Problem = field(repr=False)
+    solution: Solution = field(repr=False)
+    bootstrap: Bootstrap | None = field(default=None, repr=False)
+    """The refits to disturbed data, with their seed; None if the intervals are profiles."""
+    design: "Design | None" = field(default=None, repr=False)
+    """How a table becomes axes, groups and factors; None for a single curve."""
+    holdouts: "tuple[AxisHoldOut, ...]" = ()
+    """The end of each axis predicted from the rest (joint fits)."""
 
-    def predict(self, patch_sizes: Sequence[float]) -> pd.DataFrame:
-        """The law at `patch_sizes` (px): predicted, low, high, extrapolated (outside the measured range).
+    @property
+    def interval_method(self) -> str:
+        """profile or bootstrap."""
+        return "profile" if self.bootstrap is None else "bootstrap"
 
-        The interval is that of the law's value; a single run scatters around it. It is right only as far as the law
-        holds, which nothing tells outside the measured range. Raises `UserError` for a patch size that is not positive.
+    def predict(self, points: Sequence[float] | pd.DataFrame) -> pd.DataFrame:
+        """The law at patch sizes (px), or at the rows of a table with the law's axes (and groups and factors).
+
+        Gives the same rows with predicted, low, high and extrapolated (outside the measured range); for a table also
+        outside, the axes that leave it. The interval is that of the law's value; a single run scatters around it. It is
+        right only as far as the law holds, which nothing tells outside the measured range. Raises `UserError` for
+        missing columns, unknown groups and numbers that are not positive.
         """
-        measured = self.profile.problem.axes["patch_size"]
-        rows = []
-        for patch_size in patch_sizes:
-            if not (math.isfinite(patch_size) and patch_size > 0):
-                raise UserError(f"patch_size={patch_size} cannot be predicted; give a positive number of pixels")
-            axes = {"patch_size": np.array([float(patch_size)])}
-            interval = self.profile.prediction_interval(axes)
-            outside = not measured.min() <= patch_size <= measured.max()
-            rows.append((patch_size, self.profile.predict(axes), interval.low, interval.high, outside))
-        return pd.DataFrame(rows, columns=["patch_size", "predicted", "low", "high", "extrapolated"])
+        table = self._as_table(points)
+        axes, outside = self._axes(table), self._outside(table)
+        exponents = self.solution.exponents[None]
+        predicted = self._from_scale(self.problem.law.basis(exponents, axes)[0] @ self.solution.amplitudes)
+        low, high = self._ends(axes)
+        answers: dict[str, Any] = {"predicted": predicted, "low": low, "high": high}
+        answers["extrapolated"] = [bool(names) for names in outside]
+        if isinstance(points, pd.DataFrame):
+            answers["outside"] = outside
+        return table.assign(**answers)
+
+    def draws(self, points: Sequence[float] | pd.DataFrame) -> Array:
+        """The predictions of every bootstrap draw: [draws, rows].
+
+        A profile fit has no draws of its own: they come from the t distribution of the logarithms of the exponents and
+        of the amplitudes about the optimum, which is rougher than its intervals.
+        """
+        axes = self._axes(self._as_table(points))
+        if self.bootstrap is not None:
+            return self._from_scale(self.bootstrap.draws(axes))
+        exponents, amplitudes = gaussian_draws(self.problem, self.solution, self._noise(), PROFILE_DRAWS)
+        return self._from_scale(np.einsum("bmk,bk->bm", self.problem.law.basis(exponents, axes), amplitudes))
+
+    def parameter_draws(self) -> pd.DataFrame:
+        """Every parameter, in stated units, of every draw: one row per draw."""
+        if self.bootstrap is not None:
+            values = self.bootstrap.parameters()
+        else:
+            exponents, amplitudes = gaussian_draws(self.problem, self.solution, self._noise(), PROFILE_DRAWS)
+            exponents, amplitudes = self.problem.stated(exponents, amplitudes)
+            values = np.concatenate([amplitudes, exponents], axis=1)
+        return pd.DataFrame(values, columns=list(self.parameters))
+
+    def derived(self, function: Callable[[Mapping[str, Any]], Any]) -> Estimate:
+        """A function of the parameters, such as `lambda p: p["alpha"] / p["beta"]`, with the interval of the draws."""
+        value = float(function({name: estimate.value for name, estimate in self.parameters.items()}))
+        table = self.parameter_draws()
+        drawn = np.array([float(function(dict(zip(table.columns, row, strict=True)))) for row in table.to_numpy()])
+        interval = percentiles(drawn[np.isfinite(drawn)], self.level)
+        return Estimate(value, interval.low, interval.high, interval)
+
+    def _noise(self) -> tuple[float, int]:
+        assert self.profile is not None
+        return self.profile.noise.variance, self.profile.noise.dof
+
+    def _as_table(self, points: Sequence[float] | pd.DataFrame) -> pd.DataFrame:
+        if not isinstance(points, pd.DataFrame):
+            columns = [axis.column for axis in self.problem.law.axes]
+            if columns != ["patch_size"]:
+                raise UserError(f"form {self.form!r} predicts the rows of a table with {listed(columns)}, not a list")
+            points = pd.DataFrame({"patch_size": list(points)})
+        elif self.design is None and "patch_size" not in points.columns:
+            raise UserError("the points have no column 'patch_size'")
+        return points
+
+    def _axes(self, table: pd.DataFrame) -> Axes:
+        if self.design is not None:
+            return self.design.axes(table)
+        sizes = pd.to_numeric(table["patch_size"], errors="coerce").to_numpy(float)
+        for given, size in zip(table["patch_size"], sizes, strict=True):
+            if not (math.isfinite(size) and size > 0):
+                raise UserError(f"patch_size={given} cannot be predicted; give a positive number of pixels")
+        return {"patch_size": sizes}
+
+    def _outside(self, table: pd.DataFrame) -> list[str]:
+        if self.design is not None:
+            return self.design.outside(table)
+        measured = self.problem.axes["patch_size"]
+        inside = table["patch_size"].astype(float).between(measured.min(), measured.max())
+        return ["" if within else "patch_size" for within in inside]
+
+    def _ends(self, axes: Axes) -> tuple[Array, Array]:
+        """Low and high end of the interval at every place."""
+        if self.bootstrap is not None:
+            tail = (1 - self.level) / 2
+            low, high = np.quantile(self.bootstrap.draws(axes), [tail, 1 - tail], axis=0)
+        else:
+            assert self.profile is not None
+            count = len(next(iter(axes.values())))
+            places = [{name: values[i : i + 1] for name, values in axes.items()} for i in range(count)]
+            found = [self.profile.prediction_interval(place) for place in places]
+            low, high = np.array([one.low for one in found]), np.array([one.high for one in found])
+        return self._from_scale(low), self._from_scale(high)
+
+    def _from_scale(self, values: Array) -> Array:
+        """Back from the logit, where the law describes that."""
+        return 1 / (1 + np.exp(-values)) if self.problem.scale == "logit" else values
 
     def frame(self) -> pd.DataFrame:
         """One row per parameter."""
-        meanings = self.profile.problem.law.meanings
+        meanings = self.problem.law.meanings
         return pd.DataFrame(
             {
                 "parameter": name,
@@ -100,20 +202,20 @@ class Fit:
         )
 
     def points(self) -> pd.DataFrame:
-        """One row per fitted row: patch_size, measured, fitted, residual (measured - fitted)."""
-        problem = self.profile.problem
-        fitted = problem.model(self.profile.solution.exponents, self.profile.solution.amplitudes)
-        return pd.DataFrame(
-            {
-                "patch_size": problem.axes["patch_size"],
-                "measured": problem.measured,
-                "fitted": fitted,
-                "residual": problem.measured - fitted,
-            }
-        )
+        """One row per fitted row: the axes (and groups, factors), measured, fitted, residual (measured - fitted)."""
+        problem = self.problem
+        fitted = self._from_scale(problem.model(self.solution.exponents, self.solution.amplitudes))
+        measured = self._from_scale(problem.measured)
+        columns = ["patch_size"] if self.design is None else self.design.columns
+        table = {name: self.rows[name].to_numpy() for name in columns if name in self.rows.columns}
+        if self.design is None:
+            table = {"patch_size": problem.axes["patch_size"]}
+        return pd.DataFrame({**table, "measured": measured, "fitted": fitted, "residual": measured - fitted})
 
     def plot(self, ax: Any = None) -> Any:
         """Points, law and interval band on a matplotlib axis, finer patches to the right; returns the axis."""
+        if self.design is not None:
+            raise UserError("a joint fit has no single curve to plot; predict a table and plot a column of it")
         import matplotlib.pyplot as plt
         from matplotlib.ticker import NullLocator, ScalarFormatter
 
@@ -152,6 +254,8 @@ class Fit:
         return f"{self.label}: {self._main_sentence()}{self._caveats()}"
 
     def _main_sentence(self) -> str:
+        if self.design is not None:
+            return self._joint_sentence()
         if self.check("trend").state == "fail":
             return f"the {self.quantity} does not fall with the patch size; the law has nothing to say here."
         large, small = self._step_worth_naming()
@@ -171,13 +275,36 @@ class Fit:
             f"({len(self.rows)} points, {self.level:.0%} profile intervals)."
         )
 
+    def _joint_sentence(self) -> str:
+        law = self.problem.law
+        if self.check("trend").state == "fail":
+            return f"the {self.quantity} falls with none of the axes; the law has nothing to say here."
+        exponents = [f"{e.name} {self.parameters[e.name]}" for e in law.exponents]
+        floors = [name for name in law.amplitudes if name.split("[")[0] == law.floor]
+        floor = ""
+        if len(floors) == 1 and self.problem.scale != "logit":
+            estimate = self.parameters[floors[0]]
+            floor = (
+                f"; the floor {floors[0]} is {self.show(estimate.value)} "
+                f"[{self.show(estimate.low)}, {self.show(estimate.high)}]"
+            )
+        groups = f" in {len(self.design.groups)} groups" if self.design and self.design.groups else ""
+        scatter = np.sqrt(np.mean(self.points()["residual"] ** 2))
+        return (
+            f"{self.formula} describes the {self.quantity} of {len(self.rows)} runs{groups} to "
+            f"{self.show(float(scatter))} (root mean square), with {listed(exponents)}{floor} "
+            f"({self.level:.0%} {self.interval_method} intervals)."
+        )
+
     def _step_worth_naming(self) -> tuple[float, float]:
         """The next halving below the smallest patch, or the last measured step where it cannot be halved."""
-        sizes = sorted(set(self.profile.problem.axes["patch_size"]))
+        sizes = sorted(set(self.problem.axes["patch_size"]))
         return (sizes[0], sizes[0] / 2) if sizes[0] % 2 == 0 else (sizes[1], sizes[0])
 
     def _caveats(self) -> str:
-        told = [self.check(code) for code in ("trend", "mixed", "weak-exponent", "at-bound", "lack-of-fit", "holdout")]
+        curve = ("trend", "mixed", "weak-exponent", "at-bound", "lack-of-fit", "holdout")
+        joint = ("trend", "mixed", "weak-exponent", "at-bound", "floor-resolution", "residual-pattern")
+        told = [self.check(code) for code in (curve if self.design is None else joint)]
         return "".join(
             f" {check.message[0].upper()}{check.message[1:]}." for check in told if check.state in ("warn", "fail")
         )
@@ -186,7 +313,7 @@ class Fit:
         """A value of the target as it is printed: errors in per cent."""
         if not math.isfinite(value):
             return "unbounded"
-        return f"{100 * value:.2f} %" if self.target == "error" else f"{value:.4g}"
+        return f"{100 * value:.2f} %" if self.target != "loss" else f"{value:.4g}"
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON; open ends are infinite (null in JSON) with the text beside them."""
@@ -215,6 +342,8 @@ class Fit:
             "starts_agreeing": self.starts_agreeing,
             "holdout": None if self.holdout is None else vars(self.holdout),
             "checks": [vars(check) for check in self.checks],
+            "interval_method": self.interval_method,
+            "holdouts": [vars(one) for one in self.holdouts],
             "conventions": self.conventions,
             "points": self.points().to_dict("records"),
             "dropped": _plain_records(self.dropped),

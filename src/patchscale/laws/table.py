@@ -28,6 +28,8 @@ class Target:
     column: str
     """The column it is read from."""
     is_error: bool
+    logit: bool = False
+    """Whether the law describes log(y / (1 - y)) instead of y."""
 
     def values(self, table: pd.DataFrame) -> pd.Series:
         """The target of every row; NaN where the cell is empty or no number."""
@@ -38,6 +40,7 @@ class Target:
 TARGETS = {
     "loss": Target("loss", "test_loss", is_error=False),
     "error": Target("error", "metric", is_error=True),
+    "logit-error": Target("logit-error", "metric", is_error=True, logit=True),
 }
 
 

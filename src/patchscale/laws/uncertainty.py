@@ -206,8 +206,9 @@ def _ends(
         centre = np.einsum("gi,gi->g", face.amplitudes, part)
         half_width = reach * variance
         inside = slack >= 0
-        below = inside & (face.amplitudes - step >= 0).all(axis=1)
-        above = inside & (face.amplitudes + step >= 0).all(axis=1)
+        free = problem.free[face.members]
+        below = inside & ((face.amplitudes - step >= 0) | free).all(axis=1)
+        above = inside & ((face.amplitudes + step >= 0) | free).all(axis=1)
         low = np.where(below, np.minimum(low, centre - half_width), low)
         high = np.where(above, np.maximum(high, centre + half_width), high)
     return low, high
@@ -234,11 +235,11 @@ def prediction_direction(problem: Problem, axes: Axes) -> Callable[[Array], Arra
 
 
 def amplitude_direction(problem: Problem, index: int) -> Callable[[Array], Array]:
-    """The combination that is one amplitude itself."""
+    """The combination that is one amplitude itself, in stated units."""
     unit = np.eye(len(problem.law.amplitudes))[index]
 
     def direction(exponents: Array) -> Array:
-        return np.broadcast_to(unit, (len(exponents), len(unit)))
+        return problem.stated(exponents, np.broadcast_to(unit, (len(exponents), len(unit))))[1]
 
     return direction
 
@@ -288,6 +289,37 @@ class Profile:
         return linear_interval(self.problem, self.exponents, self.edge, direction, extra_variance=extra)
 
 
+def gaussian_draws(
+    problem: Problem, solution: Solution, noise: tuple[float, int], draws: int, *, seed: int = 0
+) -> tuple[Array, Array]:
+    """Exponents [B, q] and amplitudes [B, k] drawn about the optimum, for what needs draws where there is a profile.
+
+    A t distribution with the covariance of the Jacobian at the optimum: in the logarithms of the exponents, and in the
+    amplitudes, which are cut at 0. `noise` is the variance of a residual and its degrees of freedom.
+    """
+    variance, dof = noise
+    rng = np.random.default_rng(seed)
+    free = (solution.amplitudes != 0) | problem.free
+    fitted = problem.model(solution.exponents, solution.amplitudes)
+    columns = problem.weighted(solution.exponents[None], fitted[None])[0][:, free]
+    moved = problem.law.slope(solution.exponents[None], solution.amplitudes[None], problem.axes)[0]
+    moved = moved * solution.exponents / problem.sigma[:, None]
+    if problem.scale == "log":
+        moved = moved / fitted[:, None]
+    jacobian = np.concatenate([columns, moved], axis=1)
+    length = np.linalg.norm(jacobian, axis=0)
+    length = np.where(length > 0, length, 1.0)
+    _, singular, directions = np.linalg.svd(jacobian / length, full_matrices=False)
+    seen = singular > 1e-9 * singular[0]
+    normal = rng.normal(size=(draws, int(seen.sum()))) / np.sqrt(rng.chisquare(dof, size=(draws, 1)) / dof)
+    step = np.sqrt(variance) * (normal / singular[seen]) @ directions[seen] / length
+    amplitudes = np.tile(solution.amplitudes, (draws, 1))
+    amplitudes[:, free] += step[:, : int(free.sum())]
+    amplitudes = np.where(problem.free, amplitudes, np.maximum(amplitudes, 0))
+    low, high = problem.bounds
+    return np.exp(np.clip(np.log(solution.exponents) + step[:, int(free.sum()) :], low, high)), amplitudes
+
+
 @dataclass(frozen=True)
 class Conditioning:
     """How well the points separate the parameters, near the optimum."""
@@ -304,21 +336,25 @@ def conditioning(problem: Problem, solution: Solution) -> Conditioning:
     """Correlation, condition number and weakest direction from the Jacobian at the optimum.
 
     The exponent's column is taken at a fixed value of the law in the middle of the measured range, which removes
-    the trade-off that only comes from quoting A at 1 px.
+    the trade-off that only comes from quoting A at 1 px. (Scaled axes have their middle at 1 already.)
     """
     law, exponents = problem.law, solution.exponents
-    columns = law.basis(exponents[None], problem.axes)[0] / problem.sigma[:, None]
-    moved = law.basis_gradient(exponents[None], problem.axes)[0]
-    moved = np.einsum("nkq,k->nq", moved, solution.amplitudes) / problem.sigma[:, None]
+    fitted = problem.model(exponents, solution.amplitudes)
+    columns = problem.weighted(exponents[None], fitted[None])[0]
+    moved = law.slope(exponents[None], solution.amplitudes[None], problem.axes)[0] / problem.sigma[:, None]
+    if problem.scale == "log":
+        moved = moved / fitted[:, None]
     jacobian = np.concatenate([columns, moved], axis=1)
     covariance = np.linalg.pinv(jacobian.T @ jacobian)
     spread = np.sqrt(np.clip(np.diagonal(covariance), 1e-300, None))
     correlation = np.clip(covariance / spread / spread[:, None], -1, 1)
 
-    middle = {axis.column: np.array([np.exp(np.mean(np.log(problem.axes[axis.column])))]) for axis in law.axes}
-    size = law.basis(exponents[None], middle)[0, 0]
-    drift = law.basis_gradient(exponents[None], middle)[0, 0] / size[:, None]
-    centred = moved - np.einsum("nk,kq,k->nq", columns, drift, solution.amplitudes)
+    centred = moved
+    if not problem.scales:
+        middle = {axis.column: np.array([np.exp(np.mean(np.log(problem.axes[axis.column])))]) for axis in law.axes}
+        size = law.basis(exponents[None], middle)[0, 0]
+        drift = law.basis_gradient(exponents[None], middle)[0, 0] / size[:, None]
+        centred = moved - np.einsum("nk,kq,k->nq", columns, drift, solution.amplitudes)
     scaled = np.concatenate([columns, centred], axis=1)
     length = np.linalg.norm(scaled, axis=0)
     scaled = scaled / np.where(length > 0, length, 1)

@@ -10,8 +10,8 @@ every subset of amplitudes that may be positive (a "face") as well, which is pos
 G exponent vectors, q exponents, n points, k amplitudes, m amplitudes of one face.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import combinations
 
 import numpy as np
@@ -29,6 +29,9 @@ TRIALS_LOG2 = 10
 
 CHUNK = 4_000_000
 """Numbers held at once while trial points are ranked."""
+
+FACE_REWEIGHTINGS = 5
+"""Rounds of linearisation of a face on the log scale."""
 
 AGREES_REL = 1e-6
 """A start agrees if its objective is within this share of the best."""
@@ -50,6 +53,18 @@ class Problem:
     """Whether sigma is only a scale; otherwise it is a standard deviation known to be there at least."""
     scale: str = "plain"
     """plain: residuals as above. log: (log model - log measured) / sigma. logit: the law describes the logit."""
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    """What each axis was divided by; empty if axes are in stated units."""
+
+    def stated(self, exponents: Array, amplitudes: Array) -> tuple[Array, Array]:
+        """Exponents [G, q] and amplitudes [G, k] for axes in stated units."""
+        return self.law.stated(exponents, amplitudes, self.scales) if self.scales else (exponents, amplitudes)
+
+    def weighted(self, exponents: Array, about: Array) -> Array:
+        """Derivative of the residuals by the amplitudes [G, n, k]; on the log scale where the law is `about` [G, n]."""
+        columns = self.law.basis(exponents, self.axes) / self.sigma[:, None]
+        return columns / about[:, :, None] if self.scale == "log" else columns
 
     @property
     def free(self) -> NDArray[np.bool_]:
@@ -99,27 +114,48 @@ class Face:
 
 
 def faces(problem: Problem, exponents: Array) -> Iterator[Face]:
-    """Every subset of amplitudes, solved with plain least squares by QR on columns of unit length."""
-    columns = problem.law.basis(exponents, problem.axes) / problem.sigma[:, None]
-    target = problem.measured / problem.sigma
-    count = columns.shape[-1]
+    """Every subset of amplitudes, solved with plain least squares by QR on columns of unit length.
+
+    On the log scale each subset is linearised about its own best law. Subsets without a free amplitude are left out.
+    """
+    count = len(problem.law.amplitudes)
+    always = [i for i in range(count) if problem.free[i]]
     for size in range(1, count + 1):
         for members in combinations(range(count), size):
-            chosen = columns[..., list(members)]
-            length = np.linalg.norm(chosen, axis=1, keepdims=True)
-            q, r = np.linalg.qr(chosen / length)
-            # columns that coincide to rounding leave the face unsolvable; its smaller faces hold the same models
-            solvable = np.abs(np.diagonal(r, axis1=1, axis2=2)).min(axis=1) > 1e-12
-            r = np.where(solvable[:, None, None], r, np.eye(size))
-            root = np.linalg.inv(r) / length.transpose(0, 2, 1)
-            projected = np.einsum("gnm,n->gm", q, target)
-            residual = target - np.einsum("gnm,gm->gn", q, projected)
-            yield Face(
-                list(members),
-                amplitudes=np.einsum("gij,gj->gi", root, projected),
-                objective=np.where(solvable, np.einsum("gn,gn->g", residual, residual), np.inf),
-                root=root,
-            )
+            if not set(always) <= set(members):
+                continue
+            about = np.broadcast_to(problem.measured, (len(exponents), problem.num_points))
+            for _ in range(FACE_REWEIGHTINGS if problem.scale == "log" else 1):
+                face, values = _face(problem, exponents, list(members), about)
+                about = np.clip(values, about / 3, about * 3)
+            yield face
+
+
+def _face(problem: Problem, exponents: Array, members: list[int], about: Array) -> tuple[Face, Array]:
+    """One face about the values `about` [G, n], and the law's values there."""
+    basis = problem.law.basis(exponents, problem.axes)[..., members]
+    if problem.scale == "log":
+        columns = basis / (about * problem.sigma)[:, :, None]
+        target = (1 - np.log(about / problem.measured)) / problem.sigma
+    else:
+        columns = basis / problem.sigma[:, None]
+        target = np.broadcast_to(problem.measured / problem.sigma, about.shape)
+    length = np.linalg.norm(columns, axis=1, keepdims=True)
+    q, r = np.linalg.qr(columns / length)
+    # columns that coincide to rounding leave the face unsolvable; its smaller faces hold the same models
+    solvable = np.abs(np.diagonal(r, axis1=1, axis2=2)).min(axis=1) > 1e-12
+    r = np.where(solvable[:, None, None], r, np.eye(len(members)))
+    root = np.linalg.inv(r) / length.transpose(0, 2, 1)
+    projected = np.einsum("gnm,gn->gm", q, target)
+    residual = target - np.einsum("gnm,gm->gn", q, projected)
+    amplitudes = np.einsum("gij,gj->gi", root, projected)
+    face = Face(
+        members,
+        amplitudes=amplitudes,
+        objective=np.where(solvable, np.einsum("gn,gn->g", residual, residual), np.inf),
+        root=root,
+    )
+    return face, np.einsum("gnm,gm->gn", basis, amplitudes)
 
 
 def project(problem: Problem, exponents: Array, *, tries: int = MAX_REWEIGHTINGS) -> tuple[Array, Array]:
@@ -162,7 +198,7 @@ def solve(problem: Problem, *, starts: int = 16, seed: int = 0) -> Solution:
     if len(low) in GRID_POINTS:
         trials = log_grid(low, high, GRID_POINTS[len(low)])
     else:
-        trials = low + (high - low) * sobol.random_base2(TRIALS_LOG2)
+        trials = low + (high - low) * sobol.reset().random_base2(TRIALS_LOG2)
     # the trials are only ranked
     order = np.argsort(project(problem, np.exp(trials), tries=2)[1])
     found = descend(problem, np.concatenate([scattered, trials[order[:3]]]))

@@ -81,7 +81,7 @@ class Law(ABC):
     free: tuple[str, ...] = ()
     """Amplitudes of either sign."""
     scaled: bool = True
-    """Whether axes are divided by their geometric mean inside the fit, so that amplitudes and exponents trade off less."""
+    """Whether axes are divided by their geometric mean inside the fit: amplitudes and exponents then trade off less."""
 
     @abstractmethod
     def basis(self, exponents: Array, axes: Axes) -> Array:
@@ -92,7 +92,7 @@ class Law(ABC):
         """Derivative of `basis` by each exponent: [G, n, k, q]."""
 
     def slope(self, exponents: Array, amplitudes: Array, axes: Axes) -> Array:
-        """Derivative of the law's value by each exponent at amplitudes [G, k] or, point by point, [G, n, k]: [G, n, q]."""
+        """Derivative of the law by each exponent at amplitudes [G, k] or, point by point, [G, n, k]: [G, n, q]."""
         gradient = self.basis_gradient(exponents, axes)
         if amplitudes.ndim == 2:
             amplitudes = amplitudes[:, None, :]

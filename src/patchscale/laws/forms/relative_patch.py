@@ -34,11 +34,15 @@ class RelativePatch(PowerLaw):
             *([Exponent("c", 0.02, 4.0)] if C else []),
         )
         capped = f"min(r, {native:g})" if native else "r"
-        self.formula = (
-            f"y = E + A * (p/r)^a{' * N^-h' if h else ''} + B * N^-b{f' + C * {capped}^-c' if C else ''}"
-        )
+        self.formula = f"y = E + A * (p/r)^a{' * N^-h' if h else ''} + B * N^-b{f' + C * {capped}^-c' if C else ''}"
         self.source = "this package; compared with other forms on three published tables in docs/laws.md"
-        self.axes = (Axis("patch_size", 3, 4), Axis("img_size", 2, 3), Axis("params_backbone", 3, 4))
+        # without the resolution term only p/r matters, and image sizes vary it as patch sizes do
+        sizes = (
+            (Axis("patch_size", 3, 4), Axis("img_size", 2, 4))
+            if C
+            else (Axis("patch_size", 2, 3), Axis("img_size", 1, 2))
+        )
+        self.axes = (*sizes, Axis("params_backbone", 3, 4))
         meanings = {
             "E": "the floor: what neither patches, pixels nor parameters remove",
             "A": "size of the patch term",

@@ -1,0 +1,350 @@
+"""Fit one law to many curves at once: several axes, groups, factors. Rows in, a `Fit` out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from patchscale.errors import UserError
+from patchscale.laws.bootstrap import Bootstrap
+from patchscale.laws.descent import descend
+from patchscale.laws.design import Design, labels_of, with_tokens
+from patchscale.laws.forms import QUANTITIES, Array, Law
+from patchscale.laws.identifiability import refuse_what_cannot_be_told_apart
+from patchscale.laws.joint_checks import AxisHoldOut, JointEvidence, run_joint_checks
+from patchscale.laws.result import Estimate, Fit
+from patchscale.laws.table import (
+    CURVE_COLUMNS,
+    HELD_FIXED,
+    Target,
+    listed,
+    require_columns,
+    shorten,
+    split_usable,
+    varying,
+)
+from patchscale.laws.uncertainty import Profile, conditioning
+from patchscale.laws.varpro import Problem, Solution, solve
+
+STARTS = 64
+"""Scattered starts."""
+PROFILE_POINTS = 15
+"""Up to so many points intervals are profiles, if the law has at most two exponents."""
+PROFILE_EXPONENTS = 2
+HUBER_ROUNDS = 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class JointOptions:
+    """How to fit."""
+
+    law: Law
+    target: Target
+    groups: Sequence[str] = ()
+    factors: Sequence[str] = ()
+    noise: str | None = None
+    residuals: str | None = None
+    """log (the default) or relative; the logit has residuals of its own."""
+    huber: float | None = None
+    """Where squares turn into absolute values, in residual units (noise, or relative error)."""
+    cluster_by: Sequence[str] | None = None
+    draws: int = 1000
+    seed: int = 0
+    level: float = 0.95
+    allow_mixed: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.level < 1:
+            raise UserError(f"level={self.level} is not between 0 and 1; 0.95 is usual")
+        if self.residuals not in (None, "log", "relative"):
+            raise UserError(f"residuals={self.residuals!r} is not known; use log or relative")
+        if self.huber is not None and not self.huber > 0:
+            raise UserError(
+                f"huber={self.huber} is not positive; 1e-3 is usual for losses, or 1.345 with a noise column"
+            )
+        if self.draws < 20:
+            raise UserError(f"draws={self.draws} are too few for an interval; 1000 is usual")
+
+
+def fit_joint(table: pd.DataFrame, options: JointOptions, *, label: str | None = None) -> Fit:
+    """Fit one law to all rows of a table; see `fit_law`."""
+    law, target = options.law, options.target
+    table = with_tokens(table, law)
+    factor_columns = [text.removeprefix("+") for text in options.factors]
+    wanted = [*([options.noise] if options.noise else []), *options.groups, *factor_columns]
+    require_columns(table, law, target, [*wanted, *(options.cluster_by or [])])
+    rows, dropped = split_usable(table, law, target)
+    label = label or law.name
+    mixed = mixed_in(rows, law, target, options)
+    if mixed and not options.allow_mixed:
+        parts = [f"{name} ({shorten(rows[name])})" for name in mixed]
+        raise UserError(
+            f"{label}: the rows differ in {listed(parts)}, which no axis of form {law.name!r} describes; select one, "
+            f"give each its own floor with groups={mixed}, name it in factors, or allow mixed rows"
+        )
+    refuse_what_cannot_be_told_apart(rows, dropped, law, label)
+    rows = rows.sort_values([axis.column for axis in law.axes], kind="stable")
+    design = Design.of(rows, law, options.groups, options.factors)
+    problem = problem_of(rows, design, options, label)
+    if problem.num_points <= problem.num_parameters:
+        raise UserError(
+            f"{label}: {problem.num_points} rows cannot settle {problem.num_parameters} parameters of form "
+            f"{law.name!r}; add at least {problem.num_parameters + 2 - problem.num_points} runs, or use fewer groups "
+            "or a smaller form"
+        )
+    solution = solve(problem, starts=STARTS, seed=options.seed)
+    weighted = problem
+    if options.huber is not None:
+        weighted, solution = reweighted(problem, solution, options.huber)
+    small = problem.num_points <= PROFILE_POINTS and len(design.law.exponents) <= PROFILE_EXPONENTS
+    profile: Profile | None = None
+    bootstrap: Bootstrap | None = None
+    clusters, clustered_by = clusters_of(rows, options)
+    if small and len(design.law.amplitudes) <= 5:
+        profile = Profile.of(weighted, solution, level=options.level)
+        intervals = profile.intervals()
+        method = f"{options.level:.0%} profile, F(1, {profile.noise.dof}) correction"
+    else:
+        bootstrap = Bootstrap.of(
+            weighted,
+            solution,
+            clusters=clusters,
+            clustered_by=clustered_by,
+            draws=options.draws,
+            level=options.level,
+            seed=options.seed,
+        )
+        intervals = bootstrap.intervals()
+        method = (
+            f"{options.level:.0%} wild bootstrap, {options.draws} draws (seed {options.seed}), Webb weights, "
+            f"{bootstrap.clusters} clusters: {bootstrap.clustered_by}"
+        )
+    exponents, amplitudes = problem.stated(solution.exponents[None], solution.amplitudes[None])
+    values = np.concatenate([amplitudes[0], exponents[0]])
+    condition = conditioning(weighted, solution)
+    evidence = JointEvidence(
+        design=design,
+        problem=weighted,
+        solution=solution,
+        intervals=intervals,
+        conditioning=condition,
+        rows=rows,
+        families=labels_of(rows, list(options.groups) or _cluster_columns(rows, options)),
+        target=target,
+        mixed=mixed,
+        holdouts=hold_outs(weighted, design, rows, solution),
+        bootstrap=bootstrap,
+    )
+    names = design.law.parameters
+    return Fit(
+        label=label,
+        curve={},
+        form=law.name,
+        target=target.name,
+        formula=design.law.formula,
+        parameters={
+            name: Estimate(float(value), intervals[name].low, intervals[name].high, intervals[name])
+            for name, value in zip(names, values, strict=True)
+        },
+        level=options.level,
+        rows=rows,
+        dropped=dropped,
+        checks=run_joint_checks(evidence),
+        starts_agreeing=solution.starts_agreeing,
+        objective=solution.objective,
+        dof=problem.num_points - problem.num_parameters,
+        conventions=_conventions(design, options, solution, method),
+        holdout=None,
+        correlation=pd.DataFrame(condition.correlation, index=list(names), columns=list(names)),
+        profile=profile,
+        bootstrap=bootstrap,
+        design=design,
+        problem=weighted,
+        solution=solution,
+        holdouts=evidence.holdouts,
+    )
+
+
+def problem_of(rows: pd.DataFrame, design: Design, options: JointOptions, label: str) -> Problem:
+    """The rows as points, on the scale of the residuals."""
+    target = options.target
+    values = target.values(rows).to_numpy(float)
+    highest = 1.0 if target.is_error and target.logit else np.inf
+    if not ((values > 0) & (values < highest)).all():
+        bad = values[~((values > 0) & (values < highest))][0]
+        what = "between 0 and 1" if target.logit else "positive"
+        raise UserError(f"{label}: {target.name} {bad:g} is not {what}, the law cannot reach it; check the table")
+    scale = "logit" if target.logit else {"relative": "plain"}.get(options.residuals or "log", "log")
+    noise = None
+    if options.noise:
+        noise = pd.to_numeric(rows[options.noise], errors="coerce").to_numpy(float)
+        if not (np.isfinite(noise) & (noise > 0)).all():
+            raise UserError(
+                f"{label}: column {options.noise!r} must hold a positive standard deviation in every fitted row"
+            )
+    if scale == "logit":
+        sigma = np.ones_like(values) if noise is None else noise / (values * (1 - values))
+        measured = np.log(values / (1 - values))
+    elif scale == "log":
+        sigma = np.ones_like(values) if noise is None else noise / values
+        measured = values
+    else:
+        sigma = values if noise is None else noise
+        measured = values
+    return Problem(
+        design.law, design.axes(rows), measured, sigma, relative=noise is None, scale=scale, scales=design.scales
+    )
+
+
+def reweighted(problem: Problem, solution: Solution, delta: float) -> tuple[Problem, Solution]:
+    """Huber's loss by reweighting: the problem with its final weights, and its solution.
+
+    A residual beyond `delta` counts linearly, which is a square with the weight delta / |residual| at the optimum.
+    """
+    weighted, place = problem, np.log(solution.exponents)
+    for _ in range(HUBER_ROUNDS):
+        found = descend(weighted, place[None])
+        residuals = np.abs(found.at.residuals[0]) * weighted.sigma / problem.sigma
+        weights = np.minimum(1.0, delta / np.maximum(residuals, 1e-300))
+        moved = float(np.abs(found.places[0] - place).max())
+        place = found.places[0]
+        before = weighted.sigma
+        weighted = replace(problem, sigma=problem.sigma / np.sqrt(weights))
+        if moved < 1e-8 and np.allclose(before, weighted.sigma, rtol=1e-6):
+            break
+    found = descend(weighted, place[None])
+    return weighted, replace(
+        solution,
+        exponents=np.exp(found.places[0]),
+        amplitudes=found.at.amplitudes[0],
+        objective=float(found.at.objective[0]),
+    )
+
+
+def mixed_in(rows: pd.DataFrame, law: Law, target: Target, options: JointOptions) -> list[str]:
+    """Columns that vary and that neither axes, groups nor factors describe.
+
+    The model and its image size may vary where the law has an axis for them. A column whose value follows from the
+    groups and factors is described by them.
+    """
+    axes = {axis.column for axis in law.axes}
+    described = {*axes, *options.groups, *(text.removeprefix("+") for text in options.factors), "settings"}
+    if axes & {"params_backbone", "llm_params", "flops_train_total"}:
+        described.add("model")
+    if axes & {"tokens", "visual_tokens"} and law.name != "tokens":
+        described.add("img_size")
+    if "flops_train_total" in axes or axes & {"train_images", "images_seen"}:
+        described |= {"epochs", "images_seen", "train_images"}
+    candidates = (*HELD_FIXED, "task_group", *(["metric_name"] if target.is_error else []))
+    left = [name for name in varying(rows, candidates) if name not in described]
+    keys = [*options.groups, *(text.removeprefix("+") for text in options.factors)]
+    if not keys:
+        return left
+    groups = [group for _, group in rows.groupby(keys, dropna=False)]
+    return [name for name in left if any(varying(group, [name]) for group in groups)]
+
+
+def _cluster_columns(rows: pd.DataFrame, options: JointOptions) -> list[str]:
+    if options.cluster_by is not None:
+        return list(options.cluster_by)
+    return varying(rows, list(dict.fromkeys([*options.groups, *CURVE_COLUMNS])))
+
+
+def clusters_of(rows: pd.DataFrame, options: JointOptions) -> tuple[NDArray[np.intp], str]:
+    """The number of each row's cluster, and what clusters are: by default curves and groups."""
+    columns = _cluster_columns(rows, options)
+    if not columns:
+        return np.arange(len(rows)), "row by row"
+    labels = labels_of(rows, columns)
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(labels))}
+    return np.array([numbers[name] for name in labels]), " x ".join(columns)
+
+
+def hold_outs(problem: Problem, design: Design, rows: pd.DataFrame, solution: Solution) -> tuple[AxisHoldOut, ...]:
+    """The end of each axis that one extrapolates to (smallest patches, largest models), predicted from the rest."""
+    found = []
+    for axis in design.base.axes:
+        values = rows[axis.column].to_numpy(float)
+        levels = np.unique(values)
+        if len(levels) <= axis.min_levels:
+            continue
+        rising = axis.column in QUANTITIES and QUANTITIES[axis.column].sign > 0
+        end = levels[0] if rising else levels[-1]
+        kept = values != end
+        if kept.sum() <= problem.num_parameters:
+            continue
+        rest = replace(
+            problem,
+            axes={name: cells[kept] for name, cells in problem.axes.items()},
+            measured=problem.measured[kept],
+            sigma=problem.sigma[kept],
+        )
+        again = solve_again(rest, solution)
+        predicted = again.model_at({name: cells[~kept] for name, cells in problem.axes.items()})
+        measured = problem.measured[~kept]
+        if problem.scale == "logit":
+            predicted, measured = 1 / (1 + np.exp(-predicted)), 1 / (1 + np.exp(-measured))
+        error = predicted - measured
+        found.append(
+            AxisHoldOut(
+                column=axis.column,
+                value=float(end),
+                rows=int((~kept).sum()),
+                rmse=float(np.sqrt(np.mean(error**2))),
+                bias=float(np.mean(error)),
+                spread=float(np.std(measured)),
+            )
+        )
+    return tuple(found)
+
+
+@dataclass(frozen=True)
+class Refit:
+    """A law fitted to some of the points."""
+
+    problem: Problem
+    exponents: Array
+    amplitudes: Array
+
+    def model_at(self, axes: Any) -> Array:
+        """The law's values at places."""
+        return (self.problem.law.basis(self.exponents[None], axes)[0]) @ self.amplitudes
+
+
+def solve_again(problem: Problem, near: Solution) -> Refit:
+    """Fit part of the points: from the full solution and from a few scattered starts."""
+    first = descend(problem, np.log(near.exponents)[None])
+    other = solve(problem, starts=8)
+    if other.objective < float(first.at.objective[0]):
+        return Refit(problem, other.exponents, other.amplitudes)
+    return Refit(problem, np.exp(first.places[0]), first.at.amplitudes[0])
+
+
+def _conventions(design: Design, options: JointOptions, solution: Solution, method: str) -> dict[str, str]:
+    target = options.target
+    unit = options.noise or "1"
+    residuals = {
+        "logit": f"(law - logit of value) / {unit}",
+        "relative": f"(law - value) / {options.noise or 'value'}",
+        "log": f"(log law - log value) / {unit}" if not options.noise else f"(log law - log value) x value / {unit}",
+    }
+    kind = "logit" if target.logit else options.residuals or "log"
+    columns = {
+        axis.column: QUANTITIES[axis.column].meaning if axis.column in QUANTITIES else "as recorded"
+        for axis in design.base.axes
+    }
+    return {
+        **columns,
+        "target": ("logit of " if target.logit else "")
+        + ("1 - metric, a fraction" if target.is_error else "test_loss as recorded"),
+        "residuals": residuals[kind],
+        "objective": f"sum of Huber losses, delta {options.huber:g}" if options.huber else "sum of squared residuals",
+        "optimiser": f"variable projection, {solution.starts} scattered starts and the best trial points",
+        "amplitudes": "for axes in stated units",
+        "intervals": method,
+        "groups": ", ".join(design.groups) or "none",
+        "factors": ", ".join(f"{f.column} ({f.baseline} is 1)" for f in design.factors) or "none",
+    }
