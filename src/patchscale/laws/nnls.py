@@ -28,7 +28,7 @@ def triangle(columns: Array, target: Array) -> tuple[Array, Array, Array]:
     if augmented.shape[1] < count + 1:
         padding = np.zeros((len(augmented), count + 1 - augmented.shape[1], count + 1))
         augmented = np.concatenate([augmented, padding], axis=1)
-    upper = np.linalg.qr(augmented, mode="r")
+    upper: Array = np.linalg.qr(augmented, mode="r")  # type: ignore[assignment]
     return upper[:, :count, :count], upper[:, :count, count], length
 
 
@@ -74,5 +74,6 @@ def _solve(upper: Array, reduced: Array, positive: NDArray[np.bool_]) -> Array:
     eye = np.eye(count)
     rows = np.concatenate([upper * positive[:, None, :], eye * np.where(positive, RIDGE, 1.0)[:, None, :]], axis=1)
     right = np.concatenate([reduced, np.zeros_like(reduced)], axis=1)
-    factored = np.linalg.qr(np.concatenate([rows, right[:, :, None]], axis=2), mode="r")
+    stacked = np.concatenate([rows, right[:, :, None]], axis=2)
+    factored: Array = np.linalg.qr(stacked, mode="r")  # type: ignore[assignment]
     return np.linalg.solve(factored[:, :count, :count], factored[:, :count, count:])[:, :, 0] * positive
