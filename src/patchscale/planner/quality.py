@@ -1,0 +1,96 @@
+"""What the planner asks of a law: a value, an interval, and draws that disturb all configurations together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from patchscale.errors import UserError
+
+Numbers = NDArray[np.float64]
+
+
+@runtime_checkable
+class FittedLaw(Protocol):
+    """A fit: `patchscale.laws.result.Fit`, or anything like it."""
+
+    def predict(self, points: Any) -> pd.DataFrame:
+        """The rows with predicted, low, high, extrapolated, outside."""
+
+    def draws(self, points: Any) -> Numbers:
+        """[draws, rows]: what each draw of the fit predicts."""
+
+
+Law = FittedLaw | Callable[[pd.DataFrame], Any]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A law as the planner uses it. A plain function of the table has no intervals: its values are taken as exact."""
+
+    law: Law
+
+    @property
+    def has_draws(self) -> bool:
+        """Whether the law knows how uncertain it is."""
+        return isinstance(self.law, FittedLaw)
+
+    def values(self, table: pd.DataFrame) -> Numbers:
+        """The predicted value of every row; raises `UserError` if there is none for any."""
+        if not isinstance(self.law, FittedLaw):
+            values = self.law(table)
+        elif hasattr(self.law, "values"):  # without intervals, which take a thousand times as long
+            values = self.law.values(table)
+        else:
+            values = self.law.predict(table)["predicted"]
+        array = np.asarray(values, dtype=float)
+        if array.shape != (len(table),):
+            raise UserError(
+                f"the law gives {array.shape} values for {len(table)} configurations; one for each is needed"
+            )
+        if not np.isfinite(array).any():
+            raise UserError("the law predicts no finite value for any configuration; check that it knows their columns")
+        return array
+
+    def rows(self, table: pd.DataFrame) -> pd.DataFrame:
+        """predicted, low, high, extrapolated, outside for every row."""
+        if isinstance(self.law, FittedLaw):
+            told = self.law.predict(table).reset_index(drop=True)
+            outside = told.get("outside", "")
+            return told[["predicted", "low", "high", "extrapolated"]].assign(outside=outside)
+        unknown = np.full(len(table), np.nan)
+        return pd.DataFrame(
+            {"predicted": self.values(table), "low": unknown, "high": unknown, "extrapolated": False, "outside": ""}
+        )
+
+    def draws(self, table: pd.DataFrame) -> Numbers:
+        """[draws, rows]; one exact draw for a plain function."""
+        if isinstance(self.law, FittedLaw):
+            return np.asarray(self.law.draws(table), dtype=float)
+        return self.values(table)[None, :]
+
+    @property
+    def quantity(self) -> str:
+        """What is predicted, in words."""
+        return str(getattr(self.law, "quantity", "value"))
+
+    @property
+    def is_error(self) -> bool:
+        """Whether values are shares of an error, printed in per cent."""
+        return "error" in str(getattr(self.law, "target", ""))
+
+    @property
+    def level(self) -> float:
+        """Level of the intervals."""
+        return float(getattr(self.law, "level", 0.95))
+
+    def show(self, value: float) -> str:
+        """A value as it is printed."""
+        return f"{100 * value:.2f} %" if self.is_error else f"{value:.4g}"
+
+    def show_gain(self, gain: float) -> str:
+        """A difference of values as it is printed."""
+        return f"{100 * gain:.2f} points" if self.is_error else f"{gain:.3g}"

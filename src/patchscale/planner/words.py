@@ -1,0 +1,176 @@
+"""A plan in plain words: one paragraph for whoever pays."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from patchscale.planner.rows import records
+
+if TYPE_CHECKING:
+    from patchscale.planner.plan import Plan
+
+BUDGET_WORDS = {
+    "train_gpu_hours": "GPU-hours of training",
+    "train_flops": "FLOPs of training",
+    "infer_flops": "FLOPs per image",
+    "latency_s": "latency",
+    "peak_memory_bytes": "training memory",
+    "visual_tokens": "visual tokens",
+    "params_total": "parameters",
+}
+AXIS_WORDS = {
+    "model": "the next larger model",
+    "img_size": "larger images",
+    "patch_size": "smaller patches",
+    "images_seen": "longer training",
+    "merge_factor": "less merging of tokens",
+    "llm": "the next larger language model",
+}
+
+
+def say_price(name: str, value: float) -> str:
+    """A price with its unit."""
+    if name.endswith("_bytes"):
+        return f"{value / 2**30:.3g} GiB"
+    if name.endswith("_s"):
+        return f"{value * 1e3:.3g} ms" if value < 1 else f"{value:,.3g} s"
+    if name.endswith("_hours"):
+        return f"{value:,.3g}" if value < 1000 else f"{value:,.0f}"
+    return count_words(value)
+
+
+def count_words(value: float) -> str:
+    """1,234,567,890 as 1.23e+09; small counts as they are."""
+    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.3g}"
+
+
+def describe(row: Mapping[str, Any], axes: Sequence[str]) -> str:
+    """A configuration in words."""
+    parts = []
+    if "model" in row:
+        parts.append(str(row["model"]))
+    sides = [f"{row['img_size']:g} px images"] if "img_size" in row else []
+    if "patch_size" in row:
+        sides.append(f"patches of {row['patch_size']:g} px")
+    if sides:
+        parts.append((" with " if parts else "") + " in ".join(sides))
+    if "merge_factor" in row:
+        parts.append(f", merged {row['merge_factor']:g} x {row['merge_factor']:g}")
+    if "llm" in row:
+        parts.append(f"{' and' if parts else ''} language model {row['llm']}")
+    if "images_seen" in row:
+        parts.append(f", trained on {row['images_seen'] / 1e6:,.4g}M images")
+    known = {"model", "img_size", "patch_size", "merge_factor", "llm", "images_seen"}
+    others = [
+        f"{axis}={count_words(row[axis]) if not isinstance(row[axis], str) else row[axis]}"
+        for axis in axes
+        if axis not in known and axis in row
+    ]
+    if others:
+        parts.append((", " if parts else "") + ", ".join(others))
+    return "".join(parts).strip() or "the only configuration"
+
+
+def say_plan(plan: "Plan") -> str:
+    """The whole plan in one paragraph."""
+    return " ".join(
+        part
+        for part in (_choice(plan), _use(plan), _limit(plan), _next(plan), _tied(plan), _blind(plan), _domain(plan))
+        if part
+    )
+
+
+def _choice(plan: "Plan") -> str:
+    best, quality = plan.best, plan.quality
+    interval = ""
+    if best["low"] == best["low"]:  # not NaN
+        interval = f" [{quality.show(best['low'])}, {quality.show(best['high'])}]"
+    return (
+        f"Of {plan.configurations:,} configurations {plan.feasible:,} keep the budgets, and the law expects most of "
+        f"{describe(best, plan.axes)}: {quality.quantity} {quality.show(best['predicted'])}{interval}."
+    )
+
+
+def _use(plan: "Plan") -> str:
+    uses = [
+        f"{say_price(name, plan.best[name])} of {say_price(name, limit)} {_words(name)} ({plan.best[name] / limit:.0%})"
+        for name, limit in plan.budgets.items()
+    ]
+    return f"It takes {_listed(uses)}."
+
+
+def _limit(plan: "Plan") -> str:
+    if not plan.binds:
+        return "No budget holds it back: nothing in the space is expected to be better."
+    names = _listed([_words(name) for name in plan.binds])
+    if plan.binds_together:
+        return f"It is held back by {names} together; more of one alone would not help."
+    parts = []
+    for row in records(plan.doublings):
+        if row["budget"] in plan.binds:
+            gain = f"{plan.quality.show_gain(row['gain'])}{_interval(plan, row)}"
+            where = f" ({describe(row, plan.axes)})" if row["gain"] > 0 else ""
+            parts.append(f"twice the {_words(row['budget'])} would gain {gain}{where}")
+    return f"What holds it back is {names}: {'; '.join(parts)}."
+
+
+def _next(plan: "Plan") -> str:
+    if not len(plan.steps):
+        return ""
+    rows = records(plan.steps.sort_values("gain_per_doubling", ascending=False))
+    row = rows[0]
+    if row["gain"] <= 0:
+        return ""
+    return (
+        f"Of single steps, {AXIS_WORDS.get(row['axis'], 'more ' + row['axis'])} pays best: "
+        f"{describe(row, plan.axes)} gains {plan.quality.show_gain(row['gain'])}{_interval(plan, row)} for "
+        f"{row['price_ratio']:.3g} times the {_words(plan.rank_by)}."
+    )
+
+
+def _tied(plan: "Plan") -> str:
+    if not plan.quality.has_draws:
+        return ""
+    ties = plan.ties
+    if len(ties) <= 1:
+        return f"No other configuration is tied with it at {plan.level:.0%}."
+    cheapest = records(ties.head(1))[0]
+    many = f"{len(ties) - 1:,} other{'s' if len(ties) > 2 else ''}"
+    text = f"The data cannot tell it from {many} at {plan.level:.0%}"
+    if cheapest[plan.rank_by] < plan.best[plan.rank_by]:
+        share = cheapest[plan.rank_by] / plan.best[plan.rank_by]
+        text += (
+            f"; the cheapest of them takes {share:.0%} of its {_words(plan.rank_by)}: {describe(cheapest, plan.axes)}, "
+            f"{plan.quality.show(cheapest['predicted'])}"
+        )
+    return text + "."
+
+
+def _blind(plan: "Plan") -> str:
+    if not plan.blind:
+        return ""
+    return f"The law says nothing about {_listed(plan.blind)}; of those the cheapest was taken, not the best."
+
+
+def _domain(plan: "Plan") -> str:
+    if not plan.best["extrapolated"]:
+        return ""
+    axes = plan.best["outside"]
+    return (
+        f"This is an extrapolation{f' ({axes})' if axes else ''}: it lies outside of what was measured, and the "
+        "interval holds only if the law does there."
+    )
+
+
+def _interval(plan: "Plan", row: Mapping[str, Any]) -> str:
+    if not plan.quality.has_draws:
+        return ""
+    low, high = (plan.quality.show_gain(row[end]).split()[0] for end in ("gain_low", "gain_high"))
+    return f" [{low}, {high}]"
+
+
+def _words(name: str) -> str:
+    return BUDGET_WORDS.get(name, name)
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else ", ".join(parts[:-1]) + " and " + parts[-1]
