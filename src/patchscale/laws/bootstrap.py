@@ -72,7 +72,7 @@ class Bootstrap:
         places, amplitudes, converged = [], [], []
         for i in range(0, draws, chunk):
             part = measured[i : i + chunk]
-            found = descend(problem, np.tile(start, (len(part), 1)), measured=part, rel=DRAW_REL, iterations=60)
+            found = descend(problem, np.tile(start, (len(part), 1)), measured=part, rel=DRAW_REL, iterations=100)
             places.append(found.places)
             amplitudes.append(found.at.amplitudes)
             converged.append(found.converged)

@@ -35,7 +35,7 @@ class Design:
     law: Law
     base: Law
     scales: Mapping[str, float]
-    """What each axis is divided by."""
+    """What each axis is divided by, its geometric mean: amplitudes and exponents then trade off less."""
     ranges: Mapping[str, tuple[float, float]]
     """Smallest and largest measured value of each axis, in stated units."""
     group_columns: tuple[str, ...]
@@ -46,7 +46,7 @@ class Design:
     def of(cls, rows: pd.DataFrame, base: Law, groups: Sequence[str], factors: Sequence[str]) -> "Design":
         """The design of a joint fit. A factor written `+column` is added, otherwise it multiplies."""
         raw = base.derive({axis.column: rows[axis.column].to_numpy(float) for axis in base.axes})
-        scales = {name: float(np.exp(np.mean(np.log(values)))) for name, values in raw.items()} if base.scaled else {}
+        scales = {name: float(np.exp(np.mean(np.log(values)))) for name, values in raw.items()}
         ranges = {axis.column: (raw[axis.column].min(), raw[axis.column].max()) for axis in base.axes}
         labels = labels_of(rows, groups)
         known = tuple(dict.fromkeys(labels))

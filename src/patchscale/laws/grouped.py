@@ -34,7 +34,7 @@ class Grouped(Law):
         self.multipliers, self.additions = tuple(multipliers), tuple(additions)
         own = own or {}
         self.name, self.source, self.axes, self.floor = base.name, base.source, base.axes, base.floor
-        self.own, self.scaled = base.own, base.scaled
+        self.own = base.own
         names: list[str] = []
         self._term: list[int] = []
         # which groups each column serves: [k, groups]

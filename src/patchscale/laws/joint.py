@@ -234,7 +234,7 @@ def mixed_in(rows: pd.DataFrame, law: Law, target: Target, options: JointOptions
     described = {*axes, *options.groups, *(text.removeprefix("+") for text in options.factors), "settings"}
     if axes & {"params_backbone", "llm_params", "flops_train_total"}:
         described.add("model")
-    if axes & {"tokens", "visual_tokens"} and law.name != "tokens":
+    if axes & {"tokens", "visual_tokens"}:
         described.add("img_size")
     if "flops_train_total" in axes or axes & {"train_images", "images_seen"}:
         described |= {"epochs", "images_seen", "train_images"}

@@ -80,8 +80,6 @@ class Law(ABC):
     """Amplitudes that each group has for itself in a joint fit; the others are shared."""
     free: tuple[str, ...] = ()
     """Amplitudes of either sign."""
-    scaled: bool = True
-    """Whether axes are divided by their geometric mean inside the fit: amplitudes and exponents then trade off less."""
 
     @abstractmethod
     def basis(self, exponents: Array, axes: Axes) -> Array:
