@@ -9,7 +9,7 @@ import pandas as pd
 from patchscale.errors import UserError
 from patchscale.laws.forms import Array, Axes, Law, PowerLaw
 from patchscale.laws.grouped import GROUP, Grouped
-from patchscale.laws.table import listed, plain, varying
+from patchscale.laws.table import distinct, listed, plain
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def _groups_with(rows: pd.DataFrame, labels: Sequence[str], law: Law, amplitude:
         term = law.terms[law.amplitudes.index(amplitude)]
         columns = [column for column in columns if column in term]
     groups = rows.groupby(np.array(labels, dtype=object), sort=False)
-    return [str(label) for label, group in groups if len(varying(group, columns)) == len(columns)]
+    return [str(label) for label, group in groups if all(len(distinct(group[c])) > 1 for c in columns)]
 
 
 def _factor(rows: pd.DataFrame, text: str) -> Factor:

@@ -5,7 +5,7 @@ import pandas as pd
 
 from patchscale.errors import UserError
 from patchscale.laws.forms import Law
-from patchscale.laws.table import listed, plain, shorten, suggest_patch_sizes, varying
+from patchscale.laws.table import distinct, listed, plain, shorten, suggest_patch_sizes, varying
 
 COLLINEAR = 0.95
 """Correlation of the logarithms of two axes from which their effects are not told apart."""
@@ -70,7 +70,7 @@ def constant_tokens(rows: pd.DataFrame) -> bool:
 
 def _refuse_too_few(rows: pd.DataFrame, dropped: pd.DataFrame, law: Law, label: str) -> None:
     for axis in law.axes:
-        have = sorted(set(rows[axis.column].astype(float)), reverse=True)
+        have = distinct(rows[axis.column])[::-1]
         if len(have) >= axis.min_levels:
             continue
         found = ", ".join(f"{value:g}" for value in have) or "none"

@@ -20,6 +20,7 @@ from patchscale.laws.table import (
     CURVE_COLUMNS,
     HELD_FIXED,
     Target,
+    distinct,
     listed,
     require_columns,
     shorten,
@@ -268,12 +269,12 @@ def hold_outs(problem: Problem, design: Design, rows: pd.DataFrame, solution: So
     found = []
     for axis in design.base.axes:
         values = rows[axis.column].to_numpy(float)
-        levels = np.unique(values)
+        levels = distinct(rows[axis.column])
         if len(levels) <= axis.min_levels:
             continue
         rising = axis.column in QUANTITIES and QUANTITIES[axis.column].sign > 0
         end = levels[0] if rising else levels[-1]
-        kept = values != end
+        kept = values > 1.05 * end if rising else values < end
         if kept.sum() <= problem.num_parameters:
             continue
         rest = replace(

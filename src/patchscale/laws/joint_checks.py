@@ -12,7 +12,7 @@ from patchscale.laws.checks import CONDITION_LIMIT, WEAK_RATIO, Check, Finding
 from patchscale.laws.design import Design
 from patchscale.laws.forms import Array
 from patchscale.laws.identifiability import collinear_pairs, dependent_axis
-from patchscale.laws.table import Target, listed, shorten
+from patchscale.laws.table import Target, distinct, listed, shorten
 from patchscale.laws.uncertainty import Conditioning, Interval
 from patchscale.laws.varpro import Problem, Solution
 
@@ -89,7 +89,7 @@ def _mixed(e: JointEvidence) -> Finding:
 
 
 def _levels(e: JointEvidence) -> Finding:
-    counts = {axis.column: int(e.rows[axis.column].nunique()) for axis in e.design.base.axes}
+    counts = {axis.column: len(distinct(e.rows[axis.column])) for axis in e.design.base.axes}
     few = [
         f"{counts[axis.column]} values of {axis.column}, {axis.good_levels} or more are better"
         for axis in e.design.base.axes
@@ -163,7 +163,7 @@ def _floor_and_resolution(e: JointEvidence) -> Finding:
     law = e.design.base
     if "C" not in law.amplitudes or not law.name.startswith("relative-patch"):
         return "n/a", "the law has no resolution term"
-    count = int(e.rows["img_size"].nunique())
+    count = len(distinct(e.rows["img_size"]))
     if count < FEW_R_LEVELS:
         return "warn", (
             f"E and C trade off: {count} image sizes cannot tell a floor from a resolution term with a small exponent; "

@@ -156,6 +156,15 @@ def plain(value: Any) -> Any:
     return value.item() if hasattr(value, "item") else value
 
 
+def distinct(cells: pd.Series) -> list[float]:
+    """Distinct values of an axis, ascending; those within 5 % count as one (models differ a little by patch size)."""
+    found: list[float] = []
+    for value in np.unique(pd.to_numeric(cells).to_numpy(float)):
+        if not found or value > 1.05 * found[-1]:
+            found.append(float(value))
+    return found
+
+
 def listed(items: Sequence[Any]) -> str:
     """`a, b and c`."""
     texts = [str(item) for item in items]
@@ -212,3 +221,20 @@ def _label_part(name: str, value: Any) -> str:
     if name == "img_size":
         return f"{value} px"
     return str(value) if name in ("model", "task", "dataset", "metric_name", "study") else f"{name} {value}"
+
+
+def accuracy_noise(metric: Any, images: float, *, seed_points: float = 0.15, rounded_points: float = 0.0) -> Any:
+    """Standard deviation of an accuracy (fraction): binomial over `images`, seeds, rounding.
+
+    `metric` is a number, array or column. `seed_points` is the spread between seeds in percentage points (0.1 to 0.2 is
+    usual on ImageNet); `rounded_points` the step a table is rounded to (0.1 adds 0.03 points). Its result can be the
+    `noise` column of a fit. Raises `UserError` for no images or a metric that is no fraction.
+    """
+    values = np.asarray(metric, dtype=float)
+    if not images > 0:
+        raise UserError(f"images={images}: give the number of evaluated images, such as 50000 for ImageNet")
+    if not ((values >= 0) & (values <= 1)).all():
+        raise UserError("the metric is not a fraction between 0 and 1; divide percentages by 100")
+    # a rounded number is uniform over the step
+    variance = values * (1 - values) / images + (seed_points / 100) ** 2 + (rounded_points / 100) ** 2 / 12
+    return np.sqrt(variance)

@@ -8,9 +8,12 @@ from difflib import get_close_matches
 
 from patchscale.errors import UserError
 from patchscale.laws.forms.base import QUANTITIES, Array, Axes, Axis, Exponent, Law, PowerLaw
+from patchscale.laws.forms.bnsl import Bnsl
 from patchscale.laws.forms.patch import PatchLaw
 from patchscale.laws.forms.powers import Additive, Product, Tokens
 from patchscale.laws.forms.relative_patch import RelativePatch
+from patchscale.laws.forms.shifted import Shifted
+from patchscale.laws.forms.skaling import Skaling
 from patchscale.laws.forms.vlm import VlmAdditive, VlmProduct
 
 __all__ = ["LAWS", "QUANTITIES", "Array", "Axes", "Axis", "Exponent", "Law", "PowerLaw", "law_named"]
@@ -30,6 +33,9 @@ LAWS: dict[str, Law] = {
         Tokens(),
         VlmProduct(),
         VlmAdditive(),
+        Shifted(),
+        Skaling(("params_backbone", "images_seen"), name="skaling"),
+        Bnsl("images_seen", -1, name="bnsl"),
     )
 }
 
@@ -46,7 +52,7 @@ def law_named(name: str) -> Law:
     raise UserError(f"form {name!r} is not known{hint} (forms: {', '.join(LAWS)})")
 
 
-def _over_axes(kind: type[Additive] | type[Product], columns: list[str]) -> Law:
+def _known_axes(columns: list[str]) -> None:
     for column in columns:
         if column not in QUANTITIES:
             close = get_close_matches(column, QUANTITIES, n=1)
@@ -54,7 +60,25 @@ def _over_axes(kind: type[Additive] | type[Product], columns: list[str]) -> Law:
             raise UserError(f"no law has an axis {column!r}{hint} (axes: {', '.join(QUANTITIES)})")
     if len(set(columns)) < len(columns):
         raise UserError(f"an axis is named twice in {', '.join(columns)}; name each once")
+
+
+def _over_axes(kind: type[Additive] | type[Product], columns: list[str]) -> Law:
+    _known_axes(columns)
     return kind(columns)
+
+
+def _skaling(columns: list[str]) -> Law:
+    _known_axes(columns)
+    if len(columns) != 2:
+        raise UserError(f"skaling couples two axes, not {len(columns)}: skaling:params_backbone,images_seen")
+    return Skaling((columns[0], columns[1]))
+
+
+def _bnsl(columns: list[str]) -> Law:
+    _known_axes(columns)
+    if len(columns) != 1:
+        raise UserError(f"bnsl has one axis, not {len(columns)}: bnsl:images_seen")
+    return Bnsl(columns[0], QUANTITIES[columns[0]].sign)
 
 
 def _relative_patch(options: list[str]) -> Law:
@@ -77,4 +101,6 @@ _BUILDERS: dict[str, Callable[[list[str]], Law]] = {
     "additive": lambda columns: _over_axes(Additive, columns),
     "product": lambda columns: _over_axes(Product, columns),
     "relative-patch": _relative_patch,
+    "skaling": _skaling,
+    "bnsl": _bnsl,
 }
