@@ -9,8 +9,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from patchscale.errors import UserError
+from patchscale.laws.result import Fit
 
 Numbers = NDArray[np.float64]
+ANSWERS = ["predicted", "low", "high", "extrapolated", "outside"]
 
 
 @runtime_checkable
@@ -40,16 +42,16 @@ class Quality:
 
     def values(self, table: pd.DataFrame) -> Numbers:
         """The predicted value of every row; raises `UserError` if there is none for any."""
-        if not isinstance(self.law, FittedLaw):
-            values = self.law(table)
-        elif hasattr(self.law, "values"):  # without intervals, which take a thousand times as long
-            values = self.law.values(table)
-        else:
+        if isinstance(self.law, Fit):
+            values: Any = _values_of_fit(self.law, table)
+        elif isinstance(self.law, FittedLaw):
             values = self.law.predict(table)["predicted"]
+        else:
+            values = self.law(table)
         array = np.asarray(values, dtype=float)
         if array.shape != (len(table),):
             raise UserError(
-                f"the law gives {array.shape} values for {len(table)} configurations; one for each is needed"
+                f"the law gives values of shape {array.shape} for {len(table)} configurations; one for each is needed"
             )
         if not np.isfinite(array).any():
             raise UserError("the law predicts no finite value for any configuration; check that it knows their columns")
@@ -57,20 +59,27 @@ class Quality:
 
     def rows(self, table: pd.DataFrame) -> pd.DataFrame:
         """predicted, low, high, extrapolated, outside for every row."""
-        if isinstance(self.law, FittedLaw):
-            told = self.law.predict(table).reset_index(drop=True)
-            outside = told.get("outside", "")
-            return told[["predicted", "low", "high", "extrapolated"]].assign(outside=outside)
-        unknown = np.full(len(table), np.nan)
-        return pd.DataFrame(
-            {"predicted": self.values(table), "low": unknown, "high": unknown, "extrapolated": False, "outside": ""}
-        )
+        if not isinstance(self.law, FittedLaw):
+            unknown = np.full(len(table), np.nan)
+            values = self.values(table)
+            return pd.DataFrame(
+                {"predicted": values, "low": unknown, "high": unknown, "extrapolated": False, "outside": ""}
+            )
+        first, place = self._distinct(table)  # the ends of a profile interval are a search each
+        return self.law.predict(table.iloc[first])[ANSWERS].iloc[place].reset_index(drop=True)
 
     def draws(self, table: pd.DataFrame) -> Numbers:
         """[draws, rows]; one exact draw for a plain function."""
-        if isinstance(self.law, FittedLaw):
-            return np.asarray(self.law.draws(table), dtype=float)
-        return self.values(table)[None, :]
+        if not isinstance(self.law, FittedLaw):
+            return self.values(table)[None, :]
+        first, place = self._distinct(table)
+        return np.asarray(self.law.draws(table.iloc[first]), dtype=float)[:, place]
+
+    def _distinct(self, table: pd.DataFrame) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        columns = columns_read(self.law) if isinstance(self.law, Fit) else None
+        if columns is None or any(name not in table for name in columns):
+            return np.arange(len(table)), np.arange(len(table))
+        return distinct(table, columns)
 
     @property
     def quantity(self) -> str:
@@ -94,3 +103,33 @@ class Quality:
     def show_gain(self, gain: float) -> str:
         """A difference of values as it is printed."""
         return f"{100 * gain:.2f} points" if self.is_error else f"{gain:.3g}"
+
+
+def columns_read(fit: Fit) -> list[str]:
+    """Columns that the predictions of a fit depend on."""
+    return ["patch_size"] if fit.design is None else fit.design.columns
+
+
+def distinct(table: pd.DataFrame, columns: list[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(places of the first row of each kind, for every row the number of its kind) by `columns`."""
+    kinds = table.groupby(columns, sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    _, first, place = np.unique(kinds, return_index=True, return_inverse=True)
+    return first, place
+
+
+def _values_of_fit(fit: Fit, table: pd.DataFrame) -> Numbers:
+    """`fit.predict(table)["predicted"]` without its intervals, which take a thousand times as long."""
+    if fit.design is None:
+        axes: Any = {"patch_size": table["patch_size"].to_numpy(float)}
+    elif fit.design.groups or fit.design.factors:  # these are looked up by name, row by row
+        columns = [name for name in fit.design.columns if name in table]
+        first, place = distinct(table, columns)
+        return _values_at(fit, fit.design.axes(table.iloc[first]))[place]
+    else:
+        axes = fit.design.axes(table)
+    return _values_at(fit, axes)
+
+
+def _values_at(fit: Fit, axes: Any) -> Numbers:
+    values = fit.problem.law.basis(fit.solution.exponents[None], axes)[0] @ fit.solution.amplitudes
+    return 1 / (1 + np.exp(-values)) if fit.problem.scale == "logit" else values

@@ -154,7 +154,7 @@ def _blind(plan: "Plan") -> str:
 def _domain(plan: "Plan") -> str:
     if not plan.best["extrapolated"]:
         return ""
-    axes = plan.best["outside"]
+    axes = plan.best["outside"].replace(",", ", ").replace(",  ", ", ")
     return (
         f"This is an extrapolation{f' ({axes})' if axes else ''}: it lies outside of what was measured, and the "
         "interval holds only if the law does there."
