@@ -63,7 +63,7 @@ def test_a_plan_from_the_founding_table(joint, priced):
     assert made.binds == ("train_gpu_hours",)
     assert "%" in str(made)
     outside = made.candidates.query("img_size == 160 and model == 'adventurer_base'")
-    assert (outside["outside"] == "").all()
+    assert outside["outside"].tolist() == ["patch_size" if size == 32 else "" for size in outside["patch_size"]]
     assert (made.candidates.query("model == 'adventurer_huge'")["outside"].str.contains("params_backbone")).all()
 
 

@@ -16,6 +16,7 @@ from patchscale.planner.rows import plain_row, records
 from patchscale.planner.space import AXES, Space
 from patchscale.planner.steps import Step, axis_steps, blind_axes, doublings, exceeded, siblings
 from patchscale.planner.ties import compare
+from patchscale.planner.vision_language import VisionLanguageSpace, price_vision_language
 from patchscale.planner.words import describe, say_plan, say_price
 
 CANDIDATES = 1000
@@ -98,7 +99,7 @@ class Plan:
 
 def plan(
     law: Law,
-    configurations: pd.DataFrame | Space,
+    configurations: pd.DataFrame | Space | VisionLanguageSpace,
     *,
     budgets: Mapping[str, float],
     axes: Sequence[str] | None = None,
@@ -110,20 +111,20 @@ def plan(
     """The configuration with the lowest predicted value whose prices keep all `budgets`.
 
     `law` is a fit, or any function of the table (lower is better; then without intervals). `configurations` is a
-    `Space`, priced with `pricing` (device=..., batch_size=..., see `patchscale.planner.prices.price`), or a table that
-    holds axes and prices; budgets name its columns. All configurations are looked at, so the answer is exact. `rank_by`
-    is the price by which ties are ranked (default: of the budgets, the first in `COSTS`); `level` is of the intervals.
+    `Space` or a `VisionLanguageSpace`, priced with `pricing` (device=..., batch_size=...; see `price` and
+    `price_vision_language`), or a table that holds axes and prices; budgets name its columns. All configurations are
+    looked at, so the answer is exact. `axes` are the columns that are chosen (default: those of `AXES` that vary).
+    `rank_by` is the price by which ties are ranked (default: of the budgets, the first in `COSTS`); `level` is of the
+    intervals.
 
     Raises `UserError` for budgets that are no column or not positive, and if nothing keeps them, with what is nearest.
     """
-    table = price(configurations, **pricing) if isinstance(configurations, Space) else configurations
-    if pricing and not isinstance(configurations, Space):
-        raise UserError(f"{', '.join(pricing)}: the table is priced already; give these to price(), or plan a Space")
+    table = _priced(configurations, pricing)
     limits = _checked(budgets, table)
     rank = rank_by or next((name for name in COSTS if name in limits), next(iter(limits)))
     if rank not in table:
         raise UserError(f"rank_by={rank!r} is no column (columns: {', '.join(map(str, table.columns))})")
-    chosen_axes = tuple(name for name in (axes or AXES) if name in table and _varies(table[name]))
+    chosen_axes = tuple(name for name in (axes or _axes_of(table)) if name in table and _varies(table[name]))
     quality = Quality(law)
     level = quality.level if level is None else level
 
@@ -203,10 +204,20 @@ def plan(
             "ties": f"paired draws of the law, {level:.0%}; among the {len(near)} best predictions"
             if quality.has_draws
             else "the law has no draws, so only equal predictions are tied",
-            **{name: str(told) for name, told in table.attrs.items() if name in ("time", "memory")},
+            **{name: str(told) for name, told in table.attrs.items() if name in ("time", "memory", "request")},
         },
         quality=quality,
     )
+
+
+def _priced(configurations: pd.DataFrame | Space | VisionLanguageSpace, pricing: Mapping[str, Any]) -> pd.DataFrame:
+    if isinstance(configurations, Space):
+        return price(configurations, **pricing)
+    if isinstance(configurations, VisionLanguageSpace):
+        return price_vision_language(configurations, **pricing)
+    if pricing:
+        raise UserError(f"{', '.join(pricing)}: the table is priced already; give these to price(), or plan a Space")
+    return configurations
 
 
 def _frontier(
@@ -264,6 +275,11 @@ def _nothing_fits(
     )
     row = describe(plain_row(table.iloc[nearest].to_dict()), axes)
     return f"no configuration keeps the budgets; the nearest, {row}, needs {needs}; give more, or widen the space"
+
+
+def _axes_of(table: pd.DataFrame) -> list[str]:
+    """Visual tokens are chosen only where no image is; otherwise they follow from it."""
+    return [name for name in AXES if not (name == "visual_tokens" and "img_size" in table)]
 
 
 def _varies(column: pd.Series) -> bool:

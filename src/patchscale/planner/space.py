@@ -17,7 +17,7 @@ import pandas as pd
 from patchscale.errors import UserError
 from patchscale.shapes import SHAPES, ViTShape
 
-AXES = ("model", "img_size", "patch_size", "images_seen", "merge_factor", "llm")
+AXES = ("model", "img_size", "patch_size", "images_seen", "merge_factor", "visual_tokens", "llm")
 """Columns that a plan chooses; those that a table lacks, or that do not vary, are not chosen."""
 NOT_FOR_USE = ("_test", "_nano")
 """Endings of built-in names that patterns leave out: models for tests and demonstrations."""
