@@ -21,20 +21,20 @@ GRIDS = {
 }
 # parameters in stated units, so that every term weighs at the middle of the grid
 PLANTED = {
-    "relative-patch": dict(E=0.08, A=450.0, B=300.0, C=0.4, a=1.6, h=0.33, b=0.5, c=0.4),
-    "relative-patch:h=0": dict(E=0.08, A=3.0, B=300.0, C=0.4, a=1.6, b=0.5, c=0.4),
-    "relative-patch:C=0": dict(E=0.08, A=450.0, B=300.0, a=1.6, h=0.33, b=0.5),
-    "relative-patch:h=0,C=0": dict(E=0.08, A=3.0, B=300.0, a=1.6, b=0.5),
-    "relative-patch:native=300": dict(E=0.08, A=450.0, B=300.0, C=0.4, a=1.6, h=0.33, b=0.5, c=0.4),
-    "additive": dict(E=0.08, A=0.004, B=300.0, C=0.4, a=1.1, b=0.5, c=0.4),
-    "additive:params_backbone,images_seen": dict(E=1.69, A=406.4, B=410.7, a=0.34, b=0.28),
-    "product": dict(E=0.1, A=30.0, a=0.6, b=0.25, c=0.3),
-    "tokens": dict(E=0.1, A=1.0, B=300.0, a=0.6, b=0.5),
-    "vlm": dict(D=0.1, A=10.0, alpha=0.2, beta=0.1),
-    "vlm-additive": dict(D=0.1, A=10.0, B=0.2, alpha=0.2, beta=0.3),
-    "shifted": dict(E=0.2, A=0.01, a=1.3, p0=2.0),
-    "skaling": dict(E=1.7, A=400.0, alpha=0.6, beta=0.45, R=20.0, k=0.6),
-    "bnsl": dict(E=0.3, B=60.0, c0=0.3, c1=0.5, d=3e8, f=0.3),
+    "relative-patch": {"E": 0.08, "A": 450.0, "B": 300.0, "C": 0.4, "a": 1.6, "h": 0.33, "b": 0.5, "c": 0.4},
+    "relative-patch:h=0": {"E": 0.08, "A": 3.0, "B": 300.0, "C": 0.4, "a": 1.6, "b": 0.5, "c": 0.4},
+    "relative-patch:C=0": {"E": 0.08, "A": 450.0, "B": 300.0, "a": 1.6, "h": 0.33, "b": 0.5},
+    "relative-patch:h=0,C=0": {"E": 0.08, "A": 3.0, "B": 300.0, "a": 1.6, "b": 0.5},
+    "relative-patch:native=300": {"E": 0.08, "A": 450.0, "B": 300.0, "C": 0.4, "a": 1.6, "h": 0.33, "b": 0.5, "c": 0.6},
+    "additive": {"E": 0.08, "A": 0.004, "B": 300.0, "C": 0.4, "a": 1.1, "b": 0.5, "c": 0.4},
+    "additive:params_backbone,images_seen": {"E": 1.69, "A": 406.4, "B": 410.7, "a": 0.34, "b": 0.28},
+    "product": {"E": 0.1, "A": 30.0, "a": 0.6, "b": 0.25, "c": 0.3},
+    "tokens": {"E": 0.1, "A": 1.0, "B": 300.0, "a": 0.6, "b": 0.5},
+    "vlm": {"D": 0.1, "A": 10.0, "alpha": 0.2, "beta": 0.1},
+    "vlm-additive": {"D": 0.1, "A": 10.0, "B": 0.2, "alpha": 0.2, "beta": 0.3},
+    "shifted": {"E": 0.2, "A": 0.01, "a": 1.3, "p0": 2.0},
+    "skaling": {"E": 1.7, "A": 400.0, "alpha": 0.6, "beta": 0.45, "R": 20.0, "k": 0.6},
+    "bnsl": {"E": 0.3, "B": 60.0, "c0": 0.3, "c1": 0.5, "d": 3e8, "f": 0.3},
 }
 
 

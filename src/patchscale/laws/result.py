@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
-from patchscale.laws.bootstrap import Bootstrap, percentiles
+from patchscale.laws.bootstrap import Bootstrap, noise_draws, percentiles
 from patchscale.laws.checks import Check, HoldOut
 from patchscale.laws.forms import Array, Axes
 from patchscale.laws.table import listed, plain
-from patchscale.laws.uncertainty import Interval, Profile, gaussian_draws
+from patchscale.laws.uncertainty import Interval, Profile
 from patchscale.laws.varpro import Problem, Solution
 
 if TYPE_CHECKING:
@@ -111,13 +111,13 @@ class Fit:
     def draws(self, points: Sequence[float] | pd.DataFrame) -> Array:
         """The predictions of every bootstrap draw: [draws, rows].
 
-        A profile fit has no draws of its own: they come from the t distribution of the logarithms of the exponents and
-        of the amplitudes about the optimum, which is rougher than its intervals.
+        A profile fit has no draws of its own: here it is fitted again to the law with normal noise. The intervals of
+        `predict` are the profile's still.
         """
         axes = self._axes(self._as_table(points))
         if self.bootstrap is not None:
             return self._from_scale(self.bootstrap.draws(axes))
-        exponents, amplitudes = gaussian_draws(self.problem, self.solution, self._noise(), PROFILE_DRAWS)
+        exponents, amplitudes = self._noise_draws()
         return self._from_scale(np.einsum("bmk,bk->bm", self.problem.law.basis(exponents, axes), amplitudes))
 
     def parameter_draws(self) -> pd.DataFrame:
@@ -125,7 +125,7 @@ class Fit:
         if self.bootstrap is not None:
             values = self.bootstrap.parameters()
         else:
-            exponents, amplitudes = gaussian_draws(self.problem, self.solution, self._noise(), PROFILE_DRAWS)
+            exponents, amplitudes = self._noise_draws()
             exponents, amplitudes = self.problem.stated(exponents, amplitudes)
             values = np.concatenate([amplitudes, exponents], axis=1)
         return pd.DataFrame(values, columns=list(self.parameters))
@@ -138,9 +138,10 @@ class Fit:
         interval = percentiles(drawn[np.isfinite(drawn)], self.level)
         return Estimate(value, interval.low, interval.high, interval)
 
-    def _noise(self) -> tuple[float, int]:
+    def _noise_draws(self) -> tuple[Array, Array]:
         assert self.profile is not None
-        return self.profile.noise.variance, self.profile.noise.dof
+        noise = self.profile.noise
+        return noise_draws(self.problem, self.solution, variance=noise.variance, dof=noise.dof, draws=PROFILE_DRAWS)
 
     def _as_table(self, points: Sequence[float] | pd.DataFrame) -> pd.DataFrame:
         if not isinstance(points, pd.DataFrame):

@@ -289,16 +289,8 @@ class Profile:
         return linear_interval(self.problem, self.exponents, self.edge, direction, extra_variance=extra)
 
 
-def gaussian_draws(
-    problem: Problem, solution: Solution, noise: tuple[float, int], draws: int, *, seed: int = 0
-) -> tuple[Array, Array]:
-    """Exponents [B, q] and amplitudes [B, k] drawn about the optimum, for what needs draws where there is a profile.
-
-    A t distribution with the covariance of the Jacobian at the optimum: in the logarithms of the exponents, and in the
-    amplitudes, which are cut at 0. `noise` is the variance of a residual and its degrees of freedom.
-    """
-    variance, dof = noise
-    rng = np.random.default_rng(seed)
+def jacobian_of(problem: Problem, solution: Solution) -> Array:
+    """Derivative of the residuals by the amplitudes in play and the logarithms of the exponents, at the optimum."""
     free = (solution.amplitudes != 0) | problem.free
     fitted = problem.model(solution.exponents, solution.amplitudes)
     columns = problem.weighted(solution.exponents[None], fitted[None])[0][:, free]
@@ -306,18 +298,7 @@ def gaussian_draws(
     moved = moved * solution.exponents / problem.sigma[:, None]
     if problem.scale == "log":
         moved = moved / fitted[:, None]
-    jacobian = np.concatenate([columns, moved], axis=1)
-    length = np.linalg.norm(jacobian, axis=0)
-    length = np.where(length > 0, length, 1.0)
-    _, singular, directions = np.linalg.svd(jacobian / length, full_matrices=False)
-    seen = singular > 1e-9 * singular[0]
-    normal = rng.normal(size=(draws, int(seen.sum()))) / np.sqrt(rng.chisquare(dof, size=(draws, 1)) / dof)
-    step = np.sqrt(variance) * (normal / singular[seen]) @ directions[seen] / length
-    amplitudes = np.tile(solution.amplitudes, (draws, 1))
-    amplitudes[:, free] += step[:, : int(free.sum())]
-    amplitudes = np.where(problem.free, amplitudes, np.maximum(amplitudes, 0))
-    low, high = problem.bounds
-    return np.exp(np.clip(np.log(solution.exponents) + step[:, int(free.sum()) :], low, high)), amplitudes
+    return np.concatenate([columns, moved], axis=1)
 
 
 @dataclass(frozen=True)
@@ -357,9 +338,15 @@ def conditioning(problem: Problem, solution: Solution) -> Conditioning:
         centred = moved - np.einsum("nk,kq,k->nq", columns, drift, solution.amplitudes)
     scaled = np.concatenate([columns, centred], axis=1)
     length = np.linalg.norm(scaled, axis=0)
-    scaled = scaled / np.where(length > 0, length, 1)
+    # an exponent whose amplitude is 0 moves nothing; other checks name it
+    seen = length > 0
+    scaled = scaled[:, seen] / length[seen]
     _, singular, directions = np.linalg.svd(scaled, full_matrices=False)
     number = float(singular[0] / singular[-1]) if singular[-1] > 0 else np.inf
     weak = np.abs(directions[-1])
-    names = [name for name, weight in zip(law.parameters, weak, strict=True) if weight > 0.5 * weak.max()]
+    names = [
+        str(name)
+        for name, weight in zip(np.array(law.parameters)[seen], weak, strict=True)
+        if weight > 0.5 * weak.max()
+    ]
     return Conditioning(correlation, number, tuple(names))
