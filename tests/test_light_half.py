@@ -21,7 +21,20 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 
-VERBS = ("quickstart", "train", "eval", "sweep", "convert", "fit", "report", "runs", "published", "bench", "doctor")
+VERBS = (
+    "quickstart",
+    "train",
+    "eval",
+    "sweep",
+    "convert",
+    "fit",
+    "plan",
+    "report",
+    "runs",
+    "published",
+    "bench",
+    "doctor",
+)
 
 STUDY = """
 study: light
@@ -124,6 +137,11 @@ def test_published(folder):
 
 def test_fit_a_published_table(folder):
     assert "DeiT-Base" in patchscale("fit", "published:patchification/test-loss", cwd=folder)
+
+
+def test_plan_from_a_published_table(folder):
+    table = ("published:patchification/imagenet", "--where", "architecture=adventurer")
+    assert "What holds it back" in patchscale("plan", *table, "--budget", "infer_flops=1e11", cwd=folder)
 
 
 def test_runs(folder):

@@ -22,6 +22,9 @@ _EXPORTS = {
     "published": "patchscale.published_tables.tables",
     "fit_law": "patchscale.laws.fit",
     "fit_curves": "patchscale.laws.fit",
+    "plan": "patchscale.planner.plan",
+    "Space": "patchscale.planner.space",
+    "VisionLanguageSpace": "patchscale.planner.vision_language",
     "write_report": "patchscale.reports.html",
     "RunConfig": "patchscale.config",
     "UserError": "patchscale.errors",
@@ -40,6 +43,9 @@ if TYPE_CHECKING:
     from patchscale.models.convert import convert as convert
     from patchscale.models.registry import create_model as create_model
     from patchscale.models.registry import list_models as list_models
+    from patchscale.planner.plan import plan as plan
+    from patchscale.planner.space import Space as Space
+    from patchscale.planner.vision_language import VisionLanguageSpace as VisionLanguageSpace
     from patchscale.published_tables.tables import published as published
     from patchscale.reports.html import write_report as write_report
     from patchscale.runs.store import load_runs as load_runs

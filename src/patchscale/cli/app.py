@@ -4,12 +4,25 @@ import sys
 
 import typer
 
-from patchscale.cli import bench, convert, doctor, evaluate, fit, published, quickstart, report, runs, sweep, train
+from patchscale.cli import (
+    bench,
+    convert,
+    doctor,
+    evaluate,
+    fit,
+    plan,
+    published,
+    quickstart,
+    report,
+    runs,
+    sweep,
+    train,
+)
 from patchscale.errors import RunFailed, UserError
 
 app = typer.Typer(
     name="patchscale",
-    help="How finely should the image be cut? Train, measure and fit at any patch size.",
+    help="How finely should the image be cut? Train, measure, fit and plan at any patch size.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -21,6 +34,7 @@ app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("convert")(convert.convert)
 app.command("fit")(fit.fit)
+app.command("plan")(plan.plan)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)
 app.command("published")(published.published)

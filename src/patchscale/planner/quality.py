@@ -102,7 +102,7 @@ class Quality:
 
     def show_gain(self, gain: float) -> str:
         """A difference of values as it is printed."""
-        return f"{100 * gain:.2f} points" if self.is_error else f"{gain:.3g}"
+        return f"{round(100 * gain, 2) + 0.0:.2f} points" if self.is_error else f"{gain + 0.0:.3g}"  # no -0
 
 
 def columns_read(fit: Fit) -> list[str]:

@@ -59,7 +59,9 @@ def describe(row: Mapping[str, Any], axes: Sequence[str]) -> str:
         parts.append(f"{' and' if parts else ''} language model {row['llm']}")
     if "images_seen" in row:
         parts.append(f", trained on {row['images_seen'] / 1e6:,.4g}M images")
-    known = {"model", "img_size", "patch_size", "merge_factor", "llm", "images_seen"}
+    known = {"visual_tokens", "model", "img_size", "patch_size", "merge_factor", "llm", "images_seen"}
+    if "visual_tokens" in axes:
+        parts.append(f"{' and' if parts else ''} {row['visual_tokens']:,.0f} visual tokens")
     others = [
         f"{axis}={count_words(row[axis]) if not isinstance(row[axis], str) else row[axis]}"
         for axis in axes
@@ -106,10 +108,11 @@ def _limit(plan: "Plan") -> str:
         return f"It is held back by {names} together; more of one alone would not help."
     parts = []
     for row in records(plan.doublings):
-        if row["budget"] in plan.binds:
+        if row["budget"] in plan.binds and row["gain"] == 0:
+            parts.append(f"even twice the {_words(row['budget'])} is too little for anything better")
+        elif row["budget"] in plan.binds:
             gain = f"{plan.quality.show_gain(row['gain'])}{_interval(plan, row)}"
-            where = f" ({describe(row, plan.axes)})" if row["gain"] > 0 else ""
-            parts.append(f"twice the {_words(row['budget'])} would gain {gain}{where}")
+            parts.append(f"twice the {_words(row['budget'])} would gain {gain} ({describe(row, plan.axes)})")
     return f"What holds it back is {names}: {'; '.join(parts)}."
 
 
@@ -133,13 +136,15 @@ def _tied(plan: "Plan") -> str:
     ties = plan.ties
     if len(ties) <= 1:
         return f"No other configuration is tied with it at {plan.level:.0%}."
-    cheapest = records(ties.head(1))[0]
+    # measured ground first: a wide interval far outside ties with everything
+    cheapest = records(ties.sort_values(["extrapolated", plan.rank_by], kind="stable").head(1))[0]
     many = f"{len(ties) - 1:,} other{'s' if len(ties) > 2 else ''}"
     text = f"The data cannot tell it from {many} at {plan.level:.0%}"
     if cheapest[plan.rank_by] < plan.best[plan.rank_by]:
         share = cheapest[plan.rank_by] / plan.best[plan.rank_by]
+        which = "the cheapest" if cheapest["extrapolated"] else "the cheapest inside the measured range"
         text += (
-            f"; the cheapest of them takes {share:.0%} of its {_words(plan.rank_by)}: {describe(cheapest, plan.axes)}, "
+            f"; {which} takes {share:.0%} of its {_words(plan.rank_by)}: {describe(cheapest, plan.axes)}, "
             f"{plan.quality.show(cheapest['predicted'])}"
         )
     return text + "."

@@ -1,0 +1,111 @@
+"""The verb `plan`, run as a user runs it."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from patchscale.planner.compute_curve import ComputeCurve
+
+TABLE = ["published:patchification/imagenet", "--where", "architecture=adventurer"]
+VLM = ["published:vlm/tokens-llm-size", "--where", "task=OCR", "--form", "vlm"]
+
+
+def test_a_plan_in_words_with_tables(call):
+    code, out, err = call(
+        "plan", *TABLE, "--device", "a100", "--images-seen", "3e8",
+        "--budget", "train_gpu_hours=300", "--budget", "latency_s=5ms",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "The law. relative-patch: y = E + A * (p/r)^a * N^-h" in out
+    assert "of 300 GPU-hours of training" in out
+    assert "of 5 ms latency" in out
+    assert "What holds it back is" in out
+    assert "tied with the best, cheapest first" in out
+    assert "next step along each axis" in out
+    assert "adventurer_" in out
+    assert "nan" not in out
+
+
+def test_as_json(call):
+    arguments = ["plan", *TABLE, "--model", "adventurer_base", "--img-size", "224", "--budget", "infer_flops=3e11"]
+    code, out, err = call(*arguments, "--json")
+    assert code == 0, err
+    told = json.loads(out)
+    assert told["plan"]["best"]["model"] == "adventurer_base"
+    assert told["plan"]["best"]["infer_flops"] <= 3e11
+    assert told["plan"]["sentence"].startswith("Of ")
+    assert told["law"]["form"] == "relative-patch"
+    assert call(*arguments, "--json")[1] == out
+
+
+def test_units_of_budgets(call):
+    arguments = ["plan", *TABLE, "--model", "adventurer_*", "--img-size", "224", "--patch-size", "16,8", "--json"]
+    plain = call(*arguments, "--budget", "peak_memory_bytes=8e9")
+    unit = call(*arguments, "--budget", "peak_memory_bytes=8GB")
+    assert plain[0] == 0
+    assert json.loads(plain[1])["plan"] == json.loads(unit[1])["plan"]
+    assert json.loads(plain[1])["plan"]["best"]["peak_memory_bytes"] <= 8e9
+
+
+def test_vision_language_models(call):
+    llms = [part for name in ("0.5B=0.5e9", "1.8B=1.8e9", "4B=4e9", "7B=7e9") for part in ("--llm", name)]
+    code, out, err = call(
+        "plan",
+        *VLM,
+        "--allow-mixed",
+        *llms,
+        "--visual-tokens",
+        "1,4,16,36,64,144,576",
+        "--budget",
+        "infer_flops=1.2e12",
+    )
+    assert code == 0, err
+    assert "visual tokens" in out
+    assert "language model 0.5B" in out
+
+
+def test_a_schedule_from_checkpoints(call, tmp_path):
+    curves = [
+        ComputeCurve(patch_size=16, a=1e6, b=0.4, c=0.3, d=1e15),
+        ComputeCurve(patch_size=8, a=3e6, b=0.42, c=0.2, d=4e15),
+    ]
+    rows = [
+        {"patch_size": curve.patch_size, "flops_train_total": flops, "test_loss": curve.error(flops)}
+        for curve in curves
+        for flops in np.geomspace(1e15, 1e19, 8)
+    ]
+    pd.DataFrame(rows).to_csv(tmp_path / "checkpoints.csv", index=False)
+    code, out, err = call("plan", tmp_path / "checkpoints.csv", "--schedule", "--budget", "train_flops=1e18")
+    assert code == 0, err
+    assert "Train with patches of 16 px for" in out
+    assert "then patches of 8 px" in out
+    code, out, _ = call("plan", tmp_path / "checkpoints.csv", "--schedule", "--budget", "train_flops=1e18", "--json")
+    assert [stage["patch_size"] for stage in json.loads(out)["stages"]] == [16, 8]
+    assert call("plan", tmp_path / "checkpoints.csv", "--schedule", "--budget", "latency_s=1")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "nothing to plan from"),
+        (TABLE, "no budget is given"),
+        ([*TABLE, "--budget", "train_gpu_hours"], "is not of the form name=value"),
+        ([*TABLE, "--budget", "latency_s=fast"], "'fast' is not a number such as 200"),
+        ([*TABLE, "--budget", "train_gpu_hours=3"], "it needs images_seen and a device"),
+        ([*TABLE, "--budget", "infer_flop=3"], "did you mean 'infer_flops'"),
+        ([*TABLE, "--budget", "infer_flops=3"], "no configuration keeps the budgets; the nearest, adventurer_tiny"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--model", "vit_bse"], "did you mean 'vit_base'"),
+        ([*TABLE, "--budget", "latency_s=1", "--device", "tpu"], "device 'tpu' is not known"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--images-seen", "many"], "--images-seen: 'many' is not a number"),
+        ([*VLM, "--allow-mixed", "--budget", "infer_flops=1e12"], "no built-in model"),
+        ([*VLM, "--allow-mixed", "--budget", "infer_flops=1e12", "--llm", "7B"], "--llm '7B' is not of the form"),
+    ],
+)
+def test_mistakes_are_one_line(call, arguments, message):
+    code, out, err = call("plan", *arguments)
+    assert code == 2
+    assert message in err
+    assert len(err.strip().splitlines()) == 1
+    assert out == ""
