@@ -111,7 +111,7 @@ def test_the_forms_are_listed():
         (["published:patchification/test-loss", "--where", "pannel=a"], "did you mean 'panel'"),
         (["published:patchification/test-loss", "--predict", "2;1"], "not a list of patch sizes"),
         (["published:patchification/test-loss", "--predict", "0"], "positive"),
-        (["published:patchification/test-loss", "--form", "tokens"], "form 'tokens' is not known"),
+        (["published:patchification/test-loss", "--form", "cubic"], "form 'cubic' is not known"),
         (["published:patchification/test-loss", "--level", "95"], "level=95.0 is not between 0 and 1"),
         (
             ["published:patchification/imagenet", "--target", "error", "--where", "patch_size=1"],
@@ -151,3 +151,35 @@ def test_published_lists_and_prints():
     assert rows[0]["img_size"] == 64
     with pytest.raises(UserError, match="give one"):
         run("published", "--json", "--csv")
+
+
+def test_a_joint_law_prints_its_parameters_checks_and_the_points_asked_for(tmp_path):
+    points = tmp_path / "points.csv"
+    points.write_text("patch_size,img_size,params_backbone\n4,224,97e6\n1,448,97e6\n")
+    out = run(
+        "fit", "published:patchification/imagenet", "--target", "error", "--where", "architecture=adventurer",
+        "--form", "relative-patch", "--draws", "40", "--predict", str(points),
+    ).stdout  # fmt: skip
+    assert "describes the error of 42 runs" in out
+    assert "exponent of the patch size relative to the image" in out
+    assert "extrapolated in img_size" in out
+    assert "warn: floor-resolution: E and C trade off" in out
+
+
+def test_a_joint_law_is_fitted_to_each_part():
+    result = run(
+        "fit", "published:vlm/tokens-llm-size", "--target", "error", "--form", "vlm", "--by", "task", "--draws", "40",
+        "--json",
+    )  # fmt: skip
+    fits = json.loads(result.stdout)["fits"]
+    assert [one["label"] for one in fits] == ["visual reasoning", "OCR"]
+    assert fits[0]["parameters"]["alpha"]["value"] > fits[0]["parameters"]["beta"]["value"]
+    assert fits[1]["parameters"]["alpha"]["value"] < fits[1]["parameters"]["beta"]["value"]
+
+
+def test_groups_and_factors_on_the_command_line():
+    common = ["fit", "published:patchification/imagenet", "--target", "error", "--form", "relative-patch"]
+    grouped = run(*common, "--groups", "architecture", "--draws", "40").stdout
+    assert "E[adventurer]" in grouped
+    factored = run(*common, "--factors", "architecture", "--draws", "40").stdout
+    assert "x[architecture=vit]" in factored

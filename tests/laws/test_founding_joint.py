@@ -51,6 +51,22 @@ def test_no_start_of_a_dense_grid_does_better(adventurer):
     assert adventurer.starts_agreeing > 0.5
 
 
+def test_the_joint_forms_rank_as_in_the_documents(adventurer):
+    """Differences of AICc and hold-outs of p = 1, as docs/laws.md states them."""
+    expected = {
+        "relative-patch:h=0": (30.6, 0.51),
+        "relative-patch:C=0": (73.3, None),
+        "additive": (73.1, 0.96),
+        "product": (58.3, 1.21),
+    }
+    for form, (behind, missed) in expected.items():
+        fit = fit_law(adventurer.rows, form=form, target="error", draws=20)
+        assert fit.aicc - adventurer.aicc == pytest.approx(behind, abs=3), form
+        holdout = next(one for one in fit.holdouts if one.column == "patch_size")
+        if missed is not None:
+            assert 100 * holdout.rmse == pytest.approx(missed, abs=0.03), form
+
+
 def test_siglip2_without_a_resolution_term():
     fit = fit_law(published("siglip2/imagenet"), form="relative-patch:C=0", target="error", draws=200)
     a, h, E = (fit.parameters[name] for name in ("a", "h", "E"))

@@ -14,32 +14,50 @@ def fit(
     source: Annotated[
         str, typer.Argument(help="A folder of runs, `published:NAME`, or a CSV file with a row per run.")
     ] = "",
-    form: Annotated[str, typer.Option(help="The law; --list-forms shows all.")] = "patch",
+    form: Annotated[str, typer.Option(help="The law, with options after a colon; --list-forms shows all.")] = "patch",
     target: Annotated[
-        str, typer.Option(help="What it describes: loss (`test_loss`) or error (1 - `metric`).")
+        str, typer.Option(help="What it describes: loss (`test_loss`), error (1 - `metric`) or logit-error.")
     ] = "loss",
     by: Annotated[
-        str, typer.Option(help="Columns that tell curves apart, comma-separated; default: those that vary.")
+        str,
+        typer.Option(
+            help="Columns, comma-separated, that split the table into fits; default: for form patch those that vary."
+        ),
+    ] = "",
+    groups: Annotated[
+        str, typer.Option(help="Columns whose values have a floor of their own; the exponents are shared.")
+    ] = "",
+    factors: Annotated[
+        str, typer.Option(help="Columns whose values multiply the law by a number each; `+column` adds one.")
     ] = "",
     where: Annotated[list[str] | None, typer.Option(help="Keep rows with `column=value`; may be repeated.")] = None,
     predict: Annotated[
-        str, typer.Option(help="Patch sizes to predict, comma-separated; default: the measured ones.")
+        str,
+        typer.Option(help="Patch sizes to predict, comma-separated (default: the measured ones), or a CSV of points."),
     ] = "",
     noise: Annotated[str, typer.Option(help="Column with a known standard deviation of the target.")] = "",
     level: Annotated[float, typer.Option(help="Level of the intervals.")] = 0.95,
+    draws: Annotated[int, typer.Option(help="Bootstrap draws, where the intervals are a bootstrap's.")] = 1000,
+    seed: Annotated[int, typer.Option(help="Seed of the starts and the draws.")] = 0,
+    cluster_by: Annotated[
+        str, typer.Option(help="Columns whose rows are drawn together; default: groups and curves.")
+    ] = "",
+    huber: Annotated[
+        float, typer.Option(help="Residual beyond which a row counts linearly, such as 1e-3 for losses; 0: squares.")
+    ] = 0.0,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Fit rows that differ in recipe or protocol too; a check says so.")
     ] = False,
     list_forms: Annotated[bool, typer.Option("--list-forms", help="Show the laws that can be fitted.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Fit a scaling law to every curve of a table: parameters with intervals, named checks, predictions."""
+    """Fit a scaling law to every curve of a table, or one law to all of it: intervals, named checks, predictions."""
     import sys
 
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table
     from patchscale.errors import UserError
-    from patchscale.laws.fit import fit_curves
+    from patchscale.laws.fit import fit_curves, fit_parts
     from patchscale.laws.table import shorten
 
     if list_forms:
@@ -47,27 +65,34 @@ def fit(
         return
     if not source:
         raise UserError("nothing to fit: give a folder of runs, published:NAME, or a CSV file")
-    sizes = _patch_sizes(predict)
+    points = load_table(predict) if predict.endswith(".csv") else None
+    sizes = [] if points is not None else _patch_sizes(predict)
     table = _select(load_table(source), where or [])
-    fits = fit_curves(
-        table,
-        form=form,
-        target=target,
-        by=[name.strip() for name in by.split(",") if name.strip()] or None,
-        level=level,
-        noise=noise or None,
-        allow_mixed=allow_mixed,
-    )
+    options: dict[str, Any] = {
+        "form": form,
+        "target": target,
+        "level": level,
+        "noise": noise or None,
+        "allow_mixed": allow_mixed,
+    }
+    if form == "patch" and target != "logit-error" and not (groups or factors or huber):
+        fits = fit_curves(table, by=_names(by) or None, **options)
+    else:
+        options |= {"groups": _names(groups), "factors": _names(factors), "cluster_by": _names(cluster_by) or None}
+        fits = fit_parts(table, by=_names(by), draws=draws, seed=seed, huber=huber or None, **options)
     if not fits:
         raise UserError(fits.why_empty())
     if len(fits.dropped):
         reasons = shorten(fits.dropped["reason"])
         print(f"{len(fits.dropped)} of {len(table)} rows are left out: {reasons}", file=sys.stderr)
     if json:
-        print_json(_as_json(fits, sizes))
+        print_json(_as_json(fits, points if points is not None else sizes))
     else:
         for one in fits:
-            _print_fit(one, sizes)
+            if one.design is None and points is None:
+                _print_fit(one, sizes)
+            else:
+                _print_joint(one, points if points is not None else sizes)
     for refused in fits.refused:
         print(f"not fitted: {refused.reason}", file=sys.stderr)
 
@@ -106,6 +131,10 @@ def _equal(cell: Any, value: str) -> bool:
         return str(cell) == value
 
 
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
 def _patch_sizes(text: str) -> list[float]:
     from patchscale.errors import UserError
 
@@ -118,13 +147,18 @@ def _patch_sizes(text: str) -> list[float]:
     return sizes
 
 
-def _predictions(fit: "Fit", sizes: list[float]) -> "pd.DataFrame":
-    return fit.predict(sizes or sorted(set(fit.points()["patch_size"]), reverse=True))
+def _predictions(fit: "Fit", points: "list[float] | pd.DataFrame") -> "pd.DataFrame":
+    """At the points asked for; otherwise at the measured patch sizes, or for joint laws nowhere."""
+    if not isinstance(points, list) or points:
+        return fit.predict(points)
+    if fit.design is None:
+        return fit.predict(sorted(set(fit.points()["patch_size"]), reverse=True))
+    return fit.predict(fit.rows.head(0))
 
 
-def _as_json(fits: "FitList", sizes: list[float]) -> dict[str, Any]:
+def _as_json(fits: "FitList", points: "list[float] | pd.DataFrame") -> dict[str, Any]:
     return {
-        "fits": [{**one.to_dict(), "predictions": _predictions(one, sizes).to_dict("records")} for one in fits],
+        "fits": [{**one.to_dict(), "predictions": _predictions(one, points).to_dict("records")} for one in fits],
         "refused": [vars(refused) for refused in fits.refused],
         "rows_left_out": len(fits.dropped),
     }
@@ -153,6 +187,40 @@ def _print_fit(fit: "Fit", sizes: list[float]) -> None:
     print()
 
 
+def _print_joint(fit: "Fit", points: "list[float] | pd.DataFrame") -> None:
+    from patchscale.cli.output import print_table
+
+    print(fit)
+    print_table(
+        [
+            {
+                "parameter": name,
+                "value": f"{one.value:.3g}",
+                "low": f"<{one.interval.searched[0]:.3g}" if one.low_open else f"{one.low:.3g}",
+                "high": f">{one.interval.searched[1]:.3g}" if one.high_open else f"{one.high:.3g}",
+                "meaning": fit.problem.law.meanings[name],
+            }
+            for name, one in fit.parameters.items()
+        ]
+    )
+    predicted = _predictions(fit, points)
+    if len(predicted):
+        columns = fit.design.columns if fit.design else ["patch_size"]
+        rows = [
+            {
+                **{name: f"{row[name]:g}" if isinstance(row[name], float) else row[name] for name in columns},
+                **{name: fit.show(row[name]) for name in ("predicted", "low", "high")},
+                "note": f"extrapolated in {row['outside'].replace(',', ', ')}" if row.get("outside") else None,
+            }
+            for row in predicted.to_dict("records")
+        ]
+        print_table(rows)
+    for check in fit.checks:
+        if check.state in ("warn", "fail"):
+            print(f"{check.state}: {check.code}: {check.message}")
+    print()
+
+
 def _print_forms(as_json: bool) -> None:
     from patchscale.cli.output import print_json, print_table
     from patchscale.laws.forms import LAWS
@@ -161,7 +229,9 @@ def _print_forms(as_json: bool) -> None:
         {
             "form": name,
             "formula": law.formula,
-            "needs": ", ".join(f"{axis.min_levels} values of {axis.column}" for axis in law.axes),
+            "needs": ", ".join(
+                f"{axis.min_levels} values of {axis.column}" for axis in law.axes if axis.min_levels > 1
+            ),
             "source": law.source,
         }
         for name, law in LAWS.items()

@@ -181,6 +181,28 @@ def fit_curves(
     return FitList(fits, refused, dropped)
 
 
+def fit_parts(table: pd.DataFrame, *, by: Sequence[str] = (), **options: Any) -> FitList:
+    """`fit_law` for each part of a table that the columns `by` tell apart; for the whole table without them.
+
+    The result is a list of fits; its `refused` names the parts that could not be fitted. A mistake that concerns the
+    whole table raises `UserError`, as does a single part that is refused.
+    """
+    if not by:
+        fit = fit_law(table, **options)
+        return FitList([fit], [], fit.dropped)
+    columns = curve_columns(table, target_named(options.get("target", "loss")), by)
+    fits, refused = [], []
+    for group in _groups(table, columns):
+        curve = {name: plain(group[name].iloc[0]) for name in columns}
+        label = ", ".join(str(value) for value in curve.values())
+        try:
+            fits.append(fit_law(group, **options, label=label))
+        except UserError as error:
+            refused.append(Refused(label, curve, str(error)))
+    dropped = [fit.dropped for fit in fits if len(fit.dropped)]
+    return FitList(fits, refused, pd.concat(dropped) if dropped else table.head(0).assign(reason=""))
+
+
 def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: Options, curve: dict[str, Any], label: str) -> Fit:
     law, target, level, noise = options.law, options.target, options.level, options.noise
     _refuse_mixed(rows, target, label, options.allow_mixed)

@@ -89,6 +89,18 @@ class Fit:
         """profile or bootstrap."""
         return "profile" if self.bootstrap is None else "bootstrap"
 
+    @property
+    def aicc(self) -> float:
+        """Akaike's criterion for few points; lower is better, and only fits of the same rows and residuals compare.
+
+        The noise variance counts as a parameter. Infinite if the parameters leave too few points.
+        """
+        points, parameters = self.problem.num_points, self.problem.num_parameters + 1
+        if points <= parameters + 1:
+            return math.inf
+        spread = points * math.log(max(self.objective, 1e-300) / points)
+        return spread + 2 * parameters + 2 * parameters * (parameters + 1) / (points - parameters - 1)
+
     def predict(self, points: Sequence[float] | pd.DataFrame) -> pd.DataFrame:
         """The law at patch sizes (px), or at the rows of a table with the law's axes (and groups and factors).
 
@@ -340,6 +352,7 @@ class Fit:
             "level": self.level,
             "objective": self.objective,
             "dof": self.dof,
+            "aicc": self.aicc,
             "starts_agreeing": self.starts_agreeing,
             "holdout": None if self.holdout is None else vars(self.holdout),
             "checks": [vars(check) for check in self.checks],
