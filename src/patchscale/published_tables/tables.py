@@ -146,34 +146,6 @@ def _test_loss(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def _sequence_length(table: pd.DataFrame) -> pd.DataFrame:
-    table = _as_read(table)
-    for how in ("extending", "scaling"):
-        table[f"metric_by_{how}"] = _fraction(table.pop(f"top1_by_{how}"))
-        table[f"delta_by_{how}"] = _fraction(table.pop(f"delta_{how}"))
-    return table.assign(metric_name="top1")[[*(c for c in table if c != "source"), "metric_name", "source"]]
-
-
-def _adventurer_imagenet(table: pd.DataFrame) -> pd.DataFrame:
-    """`params_m`, throughput and top-1 can be approximate in the source ("about 81.9"); such cells are marked."""
-    table = _as_read(table)
-    approximate = table["top1"].astype(str).str.startswith("about")
-    table["metric"] = _fraction(_number(table.pop("top1")))
-    table["train_throughput_img_s"] = _number(table["train_throughput_img_s"])
-    table["params_total"] = table.pop("params_m") * 1e6
-    source = table.pop("source")
-    return table.assign(metric_name="top1", approximate=approximate, source=source)
-
-
-def _adventurer_ablations(table: pd.DataFrame) -> pd.DataFrame:
-    source, top1 = table.pop("source"), table.pop("top1")
-    return table.assign(metric_name="top1", metric=_fraction(top1), source=source)
-
-
-def _figure1(table: pd.DataFrame) -> pd.DataFrame:
-    return _as_read(table).assign(source=[f"Figure 1 panel {panel}" for panel in table["panel"]])
-
-
 def _siglip2(table: pd.DataFrame) -> pd.DataFrame:
     table = _as_read(table)
     return pd.DataFrame(
@@ -250,6 +222,34 @@ def _flexivit(table: pd.DataFrame) -> pd.DataFrame:
             "source": table["source"],
         }
     )
+
+
+def _sequence_length(table: pd.DataFrame) -> pd.DataFrame:
+    table = _as_read(table)
+    for how in ("extending", "scaling"):
+        table[f"metric_by_{how}"] = _fraction(table.pop(f"top1_by_{how}"))
+        table[f"delta_by_{how}"] = _fraction(table.pop(f"delta_{how}"))
+    return table.assign(metric_name="top1")[[*(c for c in table if c != "source"), "metric_name", "source"]]
+
+
+def _adventurer_imagenet(table: pd.DataFrame) -> pd.DataFrame:
+    """`params_m`, throughput and top-1 can be approximate in the source ("about 81.9"); such cells are marked."""
+    table = _as_read(table)
+    approximate = table["top1"].astype(str).str.startswith("about")
+    table["metric"] = _fraction(_number(table.pop("top1")))
+    table["train_throughput_img_s"] = _number(table["train_throughput_img_s"])
+    table["params_total"] = table.pop("params_m") * 1e6
+    source = table.pop("source")
+    return table.assign(metric_name="top1", approximate=approximate, source=source)
+
+
+def _adventurer_ablations(table: pd.DataFrame) -> pd.DataFrame:
+    source, top1 = table.pop("source"), table.pop("top1")
+    return table.assign(metric_name="top1", metric=_fraction(top1), source=source)
+
+
+def _figure1(table: pd.DataFrame) -> pd.DataFrame:
+    return _as_read(table).assign(source=[f"Figure 1 panel {panel}" for panel in table["panel"]])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,25 +358,6 @@ PUBLISHED: dict[str, PublishedTable] = {
         ),
         tidy=_figure1,
     ),
-    "adventurer/imagenet": PublishedTable(
-        file="adventurer_classification.csv",
-        description="ImageNet-1k top-1 and throughput of Adventurer and its neighbours",
-        source=f"{ADVENTURER} and its repository's README",
-        confounds=("several cells come from a third-party note on the paper, named in `source`",),
-        tidy=_adventurer_imagenet,
-    ),
-    "adventurer/ablations": PublishedTable(
-        file="adventurer_ablations.csv",
-        description="What the heading token, the flips and the channel mixer are worth",
-        source=f"{ADVENTURER}, through a third-party note",
-        tidy=_adventurer_ablations,
-    ),
-    "adventurer/downstream": PublishedTable(
-        file="adventurer_downstream_efficiency.csv",
-        description="Segmentation, detection and speed ratios",
-        source=f"{ADVENTURER}, partly through a third-party note",
-        confounds=("values are as printed (AP and mIoU in per cent, ratios as factors)",),
-    ),
     "siglip2/imagenet": PublishedTable(
         file="siglip2_imagenet.csv",
         description="Zero-shot ImageNet-1k top-1 of SigLIP 2 by model, image size and patch size",
@@ -423,6 +404,25 @@ PUBLISHED: dict[str, PublishedTable] = {
             "one run per point",
         ),
         tidy=_flexivit,
+    ),
+    "adventurer/imagenet": PublishedTable(
+        file="adventurer_classification.csv",
+        description="ImageNet-1k top-1 and throughput of Adventurer and its neighbours",
+        source=f"{ADVENTURER} and its repository's README",
+        confounds=("several cells come from a third-party note on the paper, named in `source`",),
+        tidy=_adventurer_imagenet,
+    ),
+    "adventurer/ablations": PublishedTable(
+        file="adventurer_ablations.csv",
+        description="What the heading token, the flips and the channel mixer are worth",
+        source=f"{ADVENTURER}, through a third-party note",
+        tidy=_adventurer_ablations,
+    ),
+    "adventurer/downstream": PublishedTable(
+        file="adventurer_downstream_efficiency.csv",
+        description="Segmentation, detection and speed ratios",
+        source=f"{ADVENTURER}, partly through a third-party note",
+        confounds=("values are as printed (AP and mIoU in per cent, ratios as factors)",),
     ),
 }
 
