@@ -1,0 +1,154 @@
+"""Time of a step as a sum of what it does, each kind at a speed of its own; and those speeds from measured steps.
+
+    time =   a x layers  +  b x linear MACs  +  c x attention MACs
+           + d x scan MACs  +  e x numbers moved  +  f x parameters updated
+
+The numbers moved between operations grow with tokens x width x layers, the MACs of linear layers with tokens x width^2
+x layers: that is why narrow models use less of a device's peak. The six speeds of a device are fitted to a few measured
+steps, in logarithms, so that they are positive and that what counts is the relative error. A speed that the steps do
+not determine stays near a usual ratio to that of linear layers; the fit says which ones those are.
+"""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import least_squares
+
+from patchscale.costs.counts import Counts
+from patchscale.shapes import AdventurerShape, ViTShape
+
+BLOCK_PARTS = ("attention_linear", "attention_quadratic", "mlp", "mixer_linear", "conv", "scan", "linear")
+"""Parts of `Counts.macs` inside the blocks: what activation checkpointing computes again."""
+ATTENTION_RECOMPUTED = 0.5
+"""Of the forward attention products: fused attention keeps no scores, and so has one of its two products to do again,
+queries times keys: five products backward for two forward (FlashAttention-2, arXiv 2307.08691, section 4.1)."""
+
+TERMS = ("layers", "linear", "attention", "scan", "moved", "updated")
+
+USUAL: Mapping[str, Mapping[str, float]] = {
+    "cpu": {"layers": 5e6, "linear": 1.0, "attention": 1.5, "scan": 2.0, "moved": 15.0, "updated": 60.0},
+    "cuda": {"layers": 3e10, "linear": 1.0, "attention": 1.0, "scan": 2.0, "moved": 250.0, "updated": 2000.0},
+}
+"""Time of one unit of each kind in that of a multiply-add in a linear layer, as it usually is on a kind of device."""
+USUAL_SPREAD = math.log(3)
+"""Standard deviation of the logarithm of those ratios between devices."""
+MEASURED_SPREAD = 0.05
+"""The same of a measured time around the sum."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """Seconds of one unit of each of `TERMS`, and how well they explain the steps they were fitted to."""
+
+    seconds: dict[str, float]
+    fit_error: float
+    """Median absolute relative error on the measured steps."""
+    leave_one_out_error: float
+    """The same when each step is predicted from the others."""
+    undetermined: tuple[str, ...]
+    """Terms that the steps say little about: they are near the usual ratio."""
+
+    def time_s(self, work: Mapping[str, float]) -> float:
+        """Seconds of a step with this much of each term."""
+        return sum(self.seconds[term] * amount for term, amount in work.items() if amount)
+
+
+def step_work(
+    counts: Counts, *, train: bool, batch_size: int = 1, activation_checkpointing: bool = False
+) -> dict[str, float]:
+    """How much of each of `TERMS` one step does; training numbers are forward and backward.
+
+    Raises `UserError` as `patchscale.costs.counted` does, for a timm model without torch.
+    """
+    again = train and activation_checkpointing
+    macs = executed_macs(counts, train=train, activation_checkpointing=activation_checkpointing)
+    depth, channels = _layers(counts)
+    passes = (4 if again else 3) if train else 1
+    attention, scan = macs.pop("attention_quadratic", 0), macs.pop("scan", 0)
+    macs.pop("conv", 0)  # a few MACs for each number that it reads: its time is that of moving them
+    return {
+        "layers": passes * depth,
+        "linear": batch_size * sum(macs.values()),
+        "attention": batch_size * attention,
+        "scan": batch_size * scan,
+        "moved": passes * batch_size * counts.tokens * channels * depth,
+        "updated": counts.params_total if train else 0,
+    }
+
+
+def executed_macs(counts: Counts, *, train: bool, activation_checkpointing: bool = False) -> dict[str, float]:
+    """Multiply-adds on one image by part, with what is computed again in the backward pass."""
+    if not train:
+        return dict(counts.macs)
+    executed: dict[str, float] = dict(counts.macs_train)
+    if "attention_quadratic" in executed:
+        executed["attention_quadratic"] += ATTENTION_RECOMPUTED * counts.macs["attention_quadratic"]
+    if activation_checkpointing:
+        executed |= {part: executed[part] + counts.macs[part] for part in BLOCK_PARTS if part in executed}
+    return executed
+
+
+def fit_speeds(work: Sequence[Mapping[str, float]], times_s: Sequence[float], *, device: str) -> Speeds:
+    """The speeds that explain `times_s` of steps that did `work`; `device` ("cpu", "cuda", ...) gives the usual ratios.
+
+    Terms that no step has any of (updates at inference) get no speed. At least two steps are needed.
+    """
+    usual = USUAL.get(device, USUAL["cuda"])
+    terms = [term for term in TERMS if any(step[term] for step in work)]
+    amounts = np.array([[usual[term] * step[term] for term in terms] for step in work])
+    logs = np.log(np.asarray(times_s, dtype=float))
+    found, spreads = _fit(amounts, logs, anchor=terms.index("linear"))
+    predicted = np.log(amounts @ np.exp(found))
+    left_out = []
+    for one in range(len(logs)):
+        others = np.arange(len(logs)) != one
+        from_others, _ = _fit(amounts[others], logs[others], anchor=terms.index("linear"))
+        left_out.append(float(np.log(amounts[one] @ np.exp(from_others)) - logs[one]))
+    return Speeds(
+        seconds={term: usual[term] * math.exp(value) for term, value in zip(terms, found, strict=True)},
+        fit_error=statistics.median(np.abs(np.expm1(predicted - logs)).tolist()),
+        leave_one_out_error=statistics.median(abs(math.expm1(error)) for error in left_out),
+        undetermined=tuple(
+            term for term, spread in zip(terms, spreads, strict=True) if spread > USUAL_SPREAD / 2 and term != "linear"
+        ),
+    )
+
+
+def _fit(
+    amounts: NDArray[np.float64], logs: NDArray[np.float64], *, anchor: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Logarithms of the speeds over the usual ones, and the standard deviations of their ratios to the anchor's."""
+    count = amounts.shape[1]
+
+    def residuals(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
+        misfit = (np.log(amounts @ np.exp(parameters)) - logs) / MEASURED_SPREAD
+        unusual = np.delete(parameters - parameters[anchor], anchor) / USUAL_SPREAD
+        return np.concatenate([misfit, unusual])
+
+    start = np.full(count, np.median(logs - np.log(amounts.sum(axis=1))))
+    solution = least_squares(residuals, start, method="lm", xtol=1e-12, ftol=1e-12)
+    slopes = np.asarray(solution.jac)
+    covariance = np.linalg.inv(slopes.T @ slopes)
+    to_ratio = np.eye(count)
+    to_ratio[:, anchor] -= 1
+    return solution.x, np.sqrt(np.diag(to_ratio @ covariance @ to_ratio.T))
+
+
+def _layers(counts: Counts) -> tuple[int, int]:
+    """Number of blocks, and input and output channels of all layers with weights in one of them."""
+    shape = counts.shape
+    if isinstance(shape, ViTShape):
+        return shape.depth, 10 * shape.embed_dim + 2 * shape.mlp_dim
+    if isinstance(shape, AdventurerShape):
+        convolved = shape.d_inner + 2 * shape.d_state
+        projected = shape.d_inner + convolved + shape.num_heads
+        channels = 6 * shape.embed_dim + projected + 2 * convolved + 2 * shape.d_inner + 3 * shape.mlp_dim
+        return shape.depth, channels
+    from patchscale.costs.counted import layers_on_meta
+
+    layers = layers_on_meta(counts.model, patch_size=counts.patch_size, img_size=counts.img_size)
+    return layers.depth, layers.widths
