@@ -9,9 +9,9 @@ pytest.importorskip("transformers")
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 from vision_language_processors import clip_336, image, internvl, llava_next, naflex, qwen, siglip
 from vision_language_sizes import ALL, EXTREME, HUGE, MODERATE, TINY, USUAL
-from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 
 from patchscale.costs.vision_language.families import FAMILIES, count_visual_tokens, family_rule
 from patchscale.costs.vision_language.image_rules.dynamic_tiling import DynamicTiling
