@@ -34,8 +34,8 @@ def check_backend_name(name: str, *, option: str = "ssd_backend ") -> None:
 def resolve_backend(name: str, device: torch.device, *, option: str = "ssd_backend ") -> str:
     """The implementation that runs on `device` when `name` is asked for.
 
-    Raises `UserError`, in terms of the `option` that gave it ("--ssd-backend ", "execution.ssd_backend="), for an unknown
-    name and for one that cannot run there.
+    Raises `UserError`, in terms of the `option` that gave it ("--ssd-backend ", "execution.ssd_backend="), for an
+    unknown name and for one that cannot run there.
     """
     return _resolve(name, str(device), option)
 
