@@ -97,5 +97,5 @@ def parse_img_size(text: str, *, name: str = "img_size") -> int | tuple[int, int
     """The inverse of `format_img_size`, from text; raises `UserError`, about `name`, for anything else."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise UserError(f"{name} {text!r}: give pixels, one side (28) or height x width (28x56)")
+        raise UserError(f"{name} {text!r}: give pixels, one side (224) or height x width (128x256)")
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
