@@ -1,0 +1,85 @@
+"""Parameters and FLOPs equal those of the real models, built on the meta device."""
+
+import pytest
+
+pytest.importorskip("transformers")
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from vision_language_real_models import build, encode, prefill
+
+from patchscale.costs.vision_language.estimate import estimate_vision_language_cost
+from patchscale.costs.vision_language.models import MODELS
+
+FULL_SIZE = [
+    ("llava-1.5-7b", (480, 640)),
+    ("llava-next-mistral-7b", (1080, 1920)),
+    ("qwen2-vl-2b", (480, 640)),
+    ("qwen2.5-vl-3b", (650, 990)),
+    ("qwen3-vl-4b", (480, 640)),
+    ("internvl2-2b", (480, 640)),
+    ("internvl3-38b", (900, 450)),
+    ("paligemma-3b-448", 448),
+    ("paligemma2-3b-224", 224),
+]
+TEXT_TOKENS = 77
+
+
+def params_of(module):
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+@pytest.mark.parametrize(("name", "img_size"), FULL_SIZE)
+def test_full_size(name, img_size):
+    model = MODELS[name]
+    cost = estimate_vision_language_cost(model, img_size=img_size, text_tokens=TEXT_TOKENS)
+    built = build(model)
+
+    assert cost.params_total == params_of(built)
+    llm = params_of(built.model.language_model) + (0 if model.llm.tied_embeddings else params_of(built.lm_head))
+    assert sum(number for part, number in cost.params.items() if part.startswith("llm")) == llm
+
+    counter = FlopCounterMode(display=False)
+    with counter:
+        encode(built, model, cost.visual)
+    vision = sum(number for part, number in cost.macs.items() if not part.startswith("llm"))
+    # Not counted by us: turning positions into angles is a small product in some of these models.
+    assert 2 * vision == pytest.approx(counter.get_total_flops(), rel=1e-4)
+
+    with counter:
+        prefill(built, model, cost.prompt_tokens)
+    language = sum(number for part, number in cost.macs.items() if part.startswith("llm"))
+    assert 2 * language == pytest.approx(counter.get_total_flops(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", sorted(set(MODELS) - {name for name, _ in FULL_SIZE}))
+def test_parameters_of_all_others(name):
+    model = MODELS[name]
+    cost = estimate_vision_language_cost(model, img_size=448)
+    assert cost.params_total == params_of(build(model))
+
+
+def test_a_new_token():
+    model = MODELS["internvl3-1b"]
+    cost = estimate_vision_language_cost(model, img_size=448, text_tokens=TEXT_TOKENS)
+    built = build(model)
+    out, _ = prefill(built, model, cost.prompt_tokens)
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        embedding = torch.empty(1, 1, model.llm.embed_dim, device="meta", dtype=torch.bfloat16)
+        cache = out.past_key_values
+        again = built.model.language_model(inputs_embeds=embedding, past_key_values=cache, use_cache=True)
+        built.lm_head(again.last_hidden_state)
+    assert cost.flops_new_token == pytest.approx(counter.get_total_flops(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-vl-3b", "internvl3-1b", "paligemma2-3b-896"])
+def test_cache(name):
+    model = MODELS[name]
+    cost = estimate_vision_language_cost(model, img_size=(1280, 1280), text_tokens=500)
+    out, _ = prefill(build(model), model, cost.prompt_tokens)
+    stored = sum(2 * layer.keys.nelement() for layer in out.past_key_values.layers)
+    if model.llm.sliding_window is not None:
+        # The real cache keeps one token less, since the next one takes its place in the window.
+        stored += 2 * model.llm.sliding_blocks * model.llm.num_kv_heads * model.llm.head_dim
+    assert cost.kv_cache_bytes == 2 * stored
