@@ -90,18 +90,28 @@ HEADS: dict[str, dict[str, HeadShape]] = {
     "mask_rcnn": {"detection": MaskRCNNShape()},
     "cascade_mask_rcnn": {"detection": MaskRCNNShape(box_stages=3, class_agnostic_boxes=True)},
 }
-"""By name, then by the task it is for."""
+"""By name, then by the task it is for; of every task the plainest first."""
+
+
+def default_head(task: str) -> str:
+    """The plainest head of `task`; raises `UserError` for an unknown task."""
+    return _heads_of(task)[0]
 
 
 def head_shape(name: str, *, task: str) -> HeadShape:
     """The head `name` of `task`; raises `UserError` if there is none."""
+    fitting = _heads_of(task)
+    if name not in fitting:
+        raise UserError(f"head={name!r} is not one for {task}; choose one of {', '.join(fitting)}")
+    return HEADS[name][task]
+
+
+def _heads_of(task: str) -> list[str]:
     fitting = [head for head, tasks in HEADS.items() if task in tasks]
     if not fitting:
         tasks = dict.fromkeys(task for tasks in HEADS.values() for task in tasks)
         raise UserError(f"task={task!r} is not known; choose one of {', '.join(tasks)}")
-    if name not in fitting:
-        raise UserError(f"head={name!r} is not one for {task}; choose one of {', '.join(fitting)}")
-    return HEADS[name][task]
+    return fitting
 
 
 def upernet_levels(patch_size: int) -> tuple[int, ...]:
