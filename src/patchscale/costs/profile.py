@@ -112,13 +112,20 @@ def _read(name: str, written: Any) -> DeviceProfile:
 
 def _read_speeds(written: Any) -> Speeds:
     seconds = {str(term): float(value) for term, value in written["seconds"].items()}
-    if not seconds or not set(seconds) <= set(TERMS):
+    if set(seconds) != set(TERMS):
         raise ValueError(f"speeds of {', '.join(seconds) or 'nothing'}, not of {', '.join(TERMS)}")
     if not all(math.isfinite(value) and value > 0 for value in seconds.values()):
         raise ValueError("a speed is not a positive number")
     return Speeds(
         seconds=seconds,
+        overlap=_positive_whole(written["overlap"]),
         fit_error=float(written["fit_error"]),
         leave_one_out_error=float(written["leave_one_out_error"]),
         undetermined=tuple(map(str, written["undetermined"])),
     )
+
+
+def _positive_whole(value: Any) -> int:
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"overlap is {value!r}")
+    return value

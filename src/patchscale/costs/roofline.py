@@ -3,6 +3,9 @@
     time =   a x layers  +  b x linear MACs  +  c x attention MACs
            + d x scan MACs  +  e x numbers moved  +  f x parameters updated
 
+An accelerator is told what to do while it works, so there the first term and the others overlap, and the larger counts:
+time = (launching^4 + working^4)^(1/4).
+
 The numbers moved between operations grow with tokens x width x layers, the MACs of linear layers with tokens x width^2
 x layers: that is why narrow models use less of a device's peak. The six speeds of a device are fitted to a few measured
 steps, in logarithms, so that they are positive and that what counts is the relative error. A speed that the steps do
@@ -30,7 +33,7 @@ queries times keys: five products backward for two forward (FlashAttention-2, ar
 TERMS = ("layers", "linear", "attention", "scan", "moved", "updated")
 
 USUAL: Mapping[str, Mapping[str, float]] = {
-    "cpu": {"layers": 5e6, "linear": 1.0, "attention": 1.5, "scan": 2.0, "moved": 15.0, "updated": 60.0},
+    "cpu": {"layers": 5e6, "linear": 1.0, "attention": 1.5, "scan": 5.0, "moved": 130.0, "updated": 700.0},
     "cuda": {"layers": 3e10, "linear": 1.0, "attention": 1.0, "scan": 2.0, "moved": 250.0, "updated": 2000.0},
 }
 """Time of one unit of each kind in that of a multiply-add in a linear layer, as it usually is on a kind of device."""
@@ -38,6 +41,10 @@ USUAL_SPREAD = math.log(3)
 """Standard deviation of the logarithm of those ratios between devices."""
 MEASURED_SPREAD = 0.05
 """The same of a measured time around the sum."""
+WIDEST = 12.0
+"""The most that the logarithm of a speed may be away from where the search starts."""
+OVERLAP = 4
+"""Exponent with which launching and working add up where they overlap: a smooth form of the larger of the two."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +52,8 @@ class Speeds:
     """Seconds of one unit of each of `TERMS`, and how well they explain the steps they were fitted to."""
 
     seconds: dict[str, float]
+    overlap: int
+    """1 where everything adds up, `OVERLAP` where layers are launched while others are worked on."""
     fit_error: float
     """Median absolute relative error on the measured steps."""
     leave_one_out_error: float
@@ -54,7 +63,9 @@ class Speeds:
 
     def time_s(self, work: Mapping[str, float]) -> float:
         """Seconds of a step with this much of each term."""
-        return sum(self.seconds[term] * amount for term, amount in work.items() if amount)
+        seconds = {term: self.seconds[term] * amount for term, amount in work.items() if amount}
+        launching = seconds.pop("layers", 0.0)
+        return float((launching**self.overlap + sum(seconds.values()) ** self.overlap) ** (1 / self.overlap))
 
 
 def step_work(
@@ -92,49 +103,83 @@ def executed_macs(counts: Counts, *, train: bool, activation_checkpointing: bool
     return executed
 
 
-def fit_speeds(work: Sequence[Mapping[str, float]], times_s: Sequence[float], *, device: str) -> Speeds:
+def fit_speeds(
+    work: Sequence[Mapping[str, float]],
+    times_s: Sequence[float],
+    *,
+    device: str,
+    measured_spread: float = MEASURED_SPREAD,
+) -> Speeds:
     """The speeds that explain `times_s` of steps that did `work`; `device` ("cpu", "cuda", ...) gives the usual ratios.
 
-    Terms that no step has any of (updates at inference) get no speed. At least two steps are needed.
+    The smaller `measured_spread`, the more the times count and the less the usual ratios.
+    At least two steps are needed, since each is once left out.
     """
     usual = USUAL.get(device, USUAL["cuda"])
-    terms = [term for term in TERMS if any(step[term] for step in work)]
-    amounts = np.array([[usual[term] * step[term] for term in terms] for step in work])
+    amounts = np.array([[usual[term] * step[term] for term in TERMS] for step in work])
     logs = np.log(np.asarray(times_s, dtype=float))
-    found, spreads = _fit(amounts, logs, anchor=terms.index("linear"))
-    predicted = np.log(amounts @ np.exp(found))
+    model = _Model(
+        layers=TERMS.index("layers"),
+        linear=TERMS.index("linear"),
+        overlap=1 if device == "cpu" else OVERLAP,
+        spread=measured_spread,
+    )
+    found, spreads = _fit(model, amounts, logs)
+    predicted = model.log_times(amounts, found)
     left_out = []
     for one in range(len(logs)):
         others = np.arange(len(logs)) != one
-        from_others, _ = _fit(amounts[others], logs[others], anchor=terms.index("linear"))
-        left_out.append(float(np.log(amounts[one] @ np.exp(from_others)) - logs[one]))
+        from_others, _ = _fit(model, amounts[others], logs[others])
+        left_out.append(float(model.log_times(amounts[[one]], from_others)[0] - logs[one]))
     return Speeds(
-        seconds={term: usual[term] * math.exp(value) for term, value in zip(terms, found, strict=True)},
+        seconds={term: usual[term] * math.exp(value) for term, value in zip(TERMS, found, strict=True)},
+        overlap=model.overlap,
         fit_error=statistics.median(np.abs(np.expm1(predicted - logs)).tolist()),
         leave_one_out_error=statistics.median(abs(math.expm1(error)) for error in left_out),
         undetermined=tuple(
-            term for term, spread in zip(terms, spreads, strict=True) if spread > USUAL_SPREAD / 2 and term != "linear"
+            term
+            for term, spread in zip(TERMS, spreads, strict=True)
+            if spread > USUAL_SPREAD / 2 and (term != "updated" or any(step["updated"] for step in work))
         ),
     )
 
 
+@dataclass(frozen=True)
+class _Model:
+    """Where the two terms that are not like the others stand, how the first adds up with the rest, and the noise."""
+
+    layers: int
+    linear: int
+    overlap: int
+    spread: float
+
+    def log_times(self, amounts: NDArray[np.float64], logs: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Logarithms of the times of steps (rows) from those of the speeds."""
+        seconds = amounts * np.exp(logs)
+        launching = seconds[:, self.layers]
+        working = seconds.sum(axis=1) - launching
+        log_times: NDArray[np.float64] = np.log(launching**self.overlap + working**self.overlap) / self.overlap
+        return log_times
+
+
 def _fit(
-    amounts: NDArray[np.float64], logs: NDArray[np.float64], *, anchor: int
+    model: _Model, amounts: NDArray[np.float64], logs: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Logarithms of the speeds over the usual ones, and the standard deviations of their ratios to the anchor's."""
-    count = amounts.shape[1]
+    """Logarithms of the speeds over the usual ones, and the standard deviations of their ratios to that of linear."""
+    terms = amounts.shape[1]
 
     def residuals(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
-        misfit = (np.log(amounts @ np.exp(parameters)) - logs) / MEASURED_SPREAD
-        unusual = np.delete(parameters - parameters[anchor], anchor) / USUAL_SPREAD
+        misfit = (model.log_times(amounts, parameters) - logs) / model.spread
+        unusual = np.delete(parameters - parameters[model.linear], model.linear) / USUAL_SPREAD
         return np.concatenate([misfit, unusual])
 
-    start = np.full(count, np.median(logs - np.log(amounts.sum(axis=1))))
-    solution = least_squares(residuals, start, method="lm", xtol=1e-12, ftol=1e-12)
+    start = np.full(terms, np.median(logs - model.log_times(amounts, np.zeros(terms))))
+    bounds = (start - WIDEST, start + WIDEST)
+    solution = least_squares(residuals, start, bounds=bounds, xtol=1e-12, ftol=1e-12, gtol=1e-12)
     slopes = np.asarray(solution.jac)
     covariance = np.linalg.inv(slopes.T @ slopes)
-    to_ratio = np.eye(count)
-    to_ratio[:, anchor] -= 1
+    to_ratio = np.eye(terms)
+    to_ratio[:, model.linear] -= 1
     return solution.x, np.sqrt(np.diag(to_ratio @ covariance @ to_ratio.T))
 
 

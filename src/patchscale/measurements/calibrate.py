@@ -2,8 +2,8 @@
 
 What is measured has to tell the terms of `patchscale.costs.roofline` apart, and be long enough to be typical of the
 device: a step with few tokens (layers, parameters), a wide one (linear layers), a narrow one (numbers moved), a long
-one of each architecture (attention, scan). Every step is measured twice, in fresh processes and some time apart, and
-the faster median counts: what else the machine does only ever makes a step slower.
+one of each architecture (attention, scan). On a CPU every step is measured twice, in fresh processes and some time
+apart, and the faster median counts: what else the machine does only ever makes a step slower.
 """
 
 from collections.abc import Callable, Sequence
@@ -31,20 +31,20 @@ class Step(NamedTuple):
 
 
 CPU_TRAIN = (
-    Step("vit_tiny", 64, 32, 1),
+    Step("vit_tiny", 224, 16, 1),
     Step("vit_nano", 64, 4, 4),
-    Step("vit_small", 224, 16, 2),
-    Step("vit_tiny", 80, 2, 1),
-    Step("adventurer_nano", 80, 2, 1),
-    Step("adventurer_small", 112, 8, 1),
+    Step("vit_small", 224, 16, 4),
+    Step("vit_tiny", 96, 2, 1),
+    Step("adventurer_nano", 64, 4, 4),
+    Step("adventurer_small", 224, 16, 1),
 )
 CPU_INFER = (
-    Step("vit_tiny", 64, 32, 1),
+    Step("vit_tiny", 224, 16, 1),
     Step("vit_nano", 64, 4, 8),
     Step("vit_small", 224, 16, 4),
     Step("vit_tiny", 96, 2, 1),
-    Step("adventurer_nano", 96, 2, 1),
-    Step("adventurer_small", 112, 8, 2),
+    Step("adventurer_nano", 64, 4, 8),
+    Step("adventurer_small", 224, 16, 2),
 )
 GPU_TRAIN = (
     Step("vit_tiny", 64, 16, 8),
@@ -65,7 +65,8 @@ GPU_INFER = (
 SMALLEST = (Step("vit_test", 16, 8, 1), Step("vit_test", 32, 4, 2), Step("adventurer_test", 32, 4, 1))
 """Says nothing about a device; tests calibrate with it in seconds."""
 
-ROUNDS = 2
+ROUNDS = {"cpu": 2}
+"""Fresh processes for each step; 1 on other devices, where starting them takes longest and little else is going on."""
 REPETITIONS = 3
 STEP_LIMIT_S = 120.0
 """For one step with its repetitions; a device that needs longer is not calibrated with these."""
@@ -106,6 +107,7 @@ def calibrate(
             for step, train in steps
         ],
         num_threads=threads,
+        rounds=ROUNDS.get(kind, 1),
         progress=tell,
     )
     measured = [row for row in rows if row["status"] == "ok"]
@@ -140,9 +142,10 @@ def fastest(
     configs: Sequence[StepConfig],
     *,
     num_threads: int | None,
-    rounds: int = ROUNDS,
+    rounds: int,
     repetitions: int = REPETITIONS,
     progress: Callable[[str], None] = lambda what: None,
+    measure: Callable[..., dict[str, Any]] = measure_step,
 ) -> list[dict[str, Any]]:
     """Each configuration measured once a round, and of its rows that with the smallest median; failures as rows."""
     best: list[dict[str, Any]] = []
@@ -153,7 +156,7 @@ def fastest(
             progress(f"{what} ({turn + 1}/{rounds})")
             if turn and best[index]["status"] != "ok":
                 continue
-            row = measure_step(
+            row = measure(
                 config,
                 warm_up=1 if config.device == "cpu" else 2,
                 repetitions=repetitions if config.device == "cpu" else 3 * repetitions,
