@@ -16,17 +16,13 @@ def backbone_macs(shape: ModelShape, *, tokens: int, patch_size: int, in_channel
     return {"patch_embed": tokens * in_channels * patch_size**2 * shape.embed_dim} | parts
 
 
-def head_macs(embed_dim: int, *, num_classes: int, tokens: int, task: str) -> int:
-    """One linear layer: on the class token for classification, on every patch token for segmentation."""
-    return embed_dim * num_classes * (tokens if task == "segmentation" else 1)
-
-
 def _vit_macs(shape: ViTShape, tokens: int) -> dict[str, int]:
-    n, D = tokens + 1, shape.embed_dim  # the class token takes part in every layer
+    n, D = tokens + shape.prefix_tokens, shape.embed_dim
+    matrices = 3 if shape.mlp == "swiglu" else 2
     return {
         "attention_linear": shape.depth * 4 * n * D * D,  # query, key, value, output
         "attention_quadratic": shape.depth * 2 * n * n * D,  # scores, and scores times values
-        "mlp": shape.depth * 2 * n * D * shape.mlp_dim,
+        "mlp": shape.depth * matrices * n * D * shape.mlp_dim,
     }
 
 

@@ -16,24 +16,23 @@ def backbone_params(
 ) -> dict[str, int]:
     """Parameters by part, without a head; a fixed sine-cosine position table has none."""
     D = shape.embed_dim
+    vit = isinstance(shape, ViTShape)
+    positions = tokens + (shape.positions_of_prefix if vit else 1)
     parts = {
         "patch_embed": (in_channels * patch_size**2 + 1) * D,
-        "cls_token": D,
-        "pos_embed": (tokens + 1) * D if pos_embed == "learned" else 0,
+        "cls_token": D if not vit or shape.class_token else 0,
+        "pos_embed": positions * D if pos_embed == "learned" else 0,
     }
-    return parts | (_vit_params(shape) if isinstance(shape, ViTShape) else _adventurer_params(shape))
-
-
-def head_params(embed_dim: int, *, num_classes: int) -> int:
-    """A linear layer with bias; none for `num_classes=0`."""
-    return (embed_dim + 1) * num_classes
+    return parts | (_vit_params(shape) if vit else _adventurer_params(shape))
 
 
 def _vit_params(shape: ViTShape) -> dict[str, int]:
     D, m = shape.embed_dim, shape.mlp_dim
-    return {
+    matrices_in = 2 if shape.mlp == "swiglu" else 1  # value and gate, each with a bias
+    registers = {"registers": shape.registers * D} if shape.registers else {}
+    return registers | {
         "attention": shape.depth * (4 * D * D + 4 * D),
-        "mlp": shape.depth * (2 * D * m + m + D),
+        "mlp": shape.depth * (matrices_in * (D * m + m) + m * D + D),
         "norm": shape.depth * 4 * D + 2 * D,  # LayerNorm: weight and bias; two a block, one at the end
     }
 
