@@ -64,7 +64,7 @@ def time_table(
     repetitions: int = 3,
     tell: Callable[[str], None] = print,
 ) -> list[dict[str, Any]]:
-    """One row for each setting: setting, measured_s (median; the faster of two on a CPU), predicted_s and their ratio."""
+    """One row for each setting: measured_s (a median; the faster of two on a CPU), predicted_s and their ratio."""
     columns = ("model", "img_size", "patch_size", "batch_size", "train", "checkpointing")
     configs = [
         StepConfig(**dict(zip(columns, setting, strict=True)), precision=profile.precision, device=profile.device)
@@ -149,9 +149,8 @@ def _words(row: dict[str, Any]) -> str:
     where = f"{row['model']} patch {row['patch_size']} at {row['img_size']} px, batch {row['batch_size']}, {what}"
     if row["status"] != "ok":
         return f"{where}: {row['status']}: {row['message']}"
-    return (
-        f"{where}: measured {row['measured_s']:.4g} s, predicted {row['predicted_s']:.4g} s, ratio {row['ratio']:.2f}"
-    )
+    times = f"measured {row['measured_s']:.4g} s, predicted {row['predicted_s']:.4g} s"
+    return f"{where}: {times}, ratio {row['ratio']:.2f}"
 
 
 def _say(what: str) -> None:

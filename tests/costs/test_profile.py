@@ -1,4 +1,4 @@
-"""Speeds from times, and the file that keeps them: planted speeds come back, and what is damaged is refused. No torch."""
+"""Speeds from times, and the file that keeps them: planted speeds come back, damaged files are refused. No torch."""
 
 import json
 from dataclasses import replace
