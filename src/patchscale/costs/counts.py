@@ -4,7 +4,7 @@ Built-in models are counted by closed formulas; any other timm name is built on 
 weights) and its operations are counted there. Memory, time and money all follow from these numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from patchscale.costs.flops import backbone_macs
@@ -17,6 +17,7 @@ from patchscale.shapes import SHAPES, ModelShape
 if TYPE_CHECKING:
     import pandas as pd
 
+HEAD_PARTS = ("params", "macs", "macs_train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +117,13 @@ def count(
         params = backbone_params(shape, tokens=tokens, patch_size=patch_size, pos_embed=pos_embed)
         macs = backbone_macs(shape, tokens=tokens, patch_size=patch_size)
         macs_train = {part: (2 if part == "patch_embed" else 3) * number for part, number in macs.items()}
-        embed_dim = shape.embed_dim
+        embed_dim, heads = shape.embed_dim, 1
     else:
         from patchscale.costs.counted import count_on_meta
 
         counted = count_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed, task=task)
         params, macs, macs_train = dict(counted.params), dict(counted.macs), dict(counted.macs_train)
-        embed_dim = counted.embed_dim
+        embed_dim, heads = counted.embed_dim, counted.heads if task == "classification" else 1
     head_counts = None
     if num_classes:
         head_counts = count_head(
@@ -133,6 +134,9 @@ def count(
             img_size=img_size,
             num_classes=num_classes,
         )
+        if heads > 1:
+            many = {key: {part: heads * n for part, n in getattr(head_counts, key).items()} for key in HEAD_PARTS}
+            head_counts = replace(head_counts, **many)  # type: ignore[arg-type]
         params |= head_counts.params
         macs |= head_counts.macs
         macs_train |= head_counts.macs_train
