@@ -19,7 +19,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import least_squares
 
 from patchscale.costs.counts import Counts
 from patchscale.shapes import AdventurerShape, ViTShape
@@ -166,6 +165,8 @@ def _fit(
     model: _Model, amounts: NDArray[np.float64], logs: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Logarithms of the speeds over the usual ones, and the standard deviations of their ratios to that of linear."""
+    from scipy.optimize import least_squares  # slow to import, and predictions need none of it
+
     terms = amounts.shape[1]
 
     def residuals(parameters: NDArray[np.float64]) -> NDArray[np.float64]:
