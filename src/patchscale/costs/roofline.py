@@ -23,8 +23,6 @@ from numpy.typing import NDArray
 from patchscale.costs.counts import Counts
 from patchscale.shapes import AdventurerShape, ViTShape
 
-BLOCK_PARTS = ("attention_linear", "attention_quadratic", "mlp", "mixer_linear", "conv", "scan", "linear")
-"""Parts of `Counts.macs` inside the blocks: what activation checkpointing computes again."""
 ATTENTION_RECOMPUTED = 0.5
 """Of the forward attention products: fused attention keeps no scores, and so has one of its two products to do again,
 queries times keys: five products backward for two forward (FlashAttention-2, arXiv 2307.08691, section 4.1)."""
@@ -91,14 +89,18 @@ def step_work(
 
 
 def executed_macs(counts: Counts, *, train: bool, activation_checkpointing: bool = False) -> dict[str, float]:
-    """Multiply-adds on one image by part, with what is computed again in the backward pass."""
+    """Multiply-adds on one image by part, with what is computed again in the backward pass.
+
+    Computed again are attention scores (attention is taken to be fused), and with checkpointing all of the blocks.
+    """
     if not train:
         return dict(counts.macs)
     executed: dict[str, float] = dict(counts.macs_train)
     if "attention_quadratic" in executed:
         executed["attention_quadratic"] += ATTENTION_RECOMPUTED * counts.macs["attention_quadratic"]
     if activation_checkpointing:
-        executed |= {part: executed[part] + counts.macs[part] for part in BLOCK_PARTS if part in executed}
+        outside = {"patch_embed", *(counts.head_counts.macs if counts.head_counts else ())}
+        executed |= {part: executed[part] + macs for part, macs in counts.macs.items() if part not in outside}
     return executed
 
 
@@ -188,7 +190,7 @@ def _layers(counts: Counts) -> tuple[int, int]:
     """Number of blocks, and input and output channels of all layers with weights in one of them."""
     shape = counts.shape
     if isinstance(shape, ViTShape):
-        return shape.depth, 10 * shape.embed_dim + 2 * shape.mlp_dim
+        return shape.depth, 10 * shape.embed_dim + (3 if shape.mlp == "swiglu" else 2) * shape.mlp_dim
     if isinstance(shape, AdventurerShape):
         convolved = shape.d_inner + 2 * shape.d_state
         projected = shape.d_inner + convolved + shape.num_heads
