@@ -36,6 +36,9 @@ class EncoderShape:
     position_rows: int = 0
     """Rows of the learned position table; 0 for rotary positions alone."""
     rotary: bool = False
+    """Queries and keys are turned, in 32 bits."""
+    quick_gelu: bool = False
+    """GELU as x sigmoid(1.702 x), which holds one more copy of the hidden layer (CLIP, Qwen2-VL)."""
     qk_norm: bool = False
     layer_scale: bool = False
     window: int | None = None
@@ -147,6 +150,7 @@ CLIP_L_336 = EncoderShape(
     norms_outside=2,
     class_token=True,
     position_rows=577,
+    quick_gelu=True,
 )
 
 
@@ -172,6 +176,7 @@ QWEN2_VL_VISION = EncoderShape(
     frames_per_patch=2,
     patch_bias=False,
     rotary=True,
+    quick_gelu=True,
 )
 
 

@@ -28,8 +28,15 @@ class VisualTokens:
     """Learned tokens at the end of every row of features (LLaVA-NeXT)."""
     boundary_tokens: int = 0
     """Start and end markers, where the family's processor adds them; those of a chat template are text."""
+    unpadded: tuple[int, int] | None = None
+    """The image within `resized`, where the rest is padding (LLaVA-NeXT)."""
     note: str | None = None
     """How the image was changed, if it was."""
+
+    @property
+    def content_size(self) -> tuple[int, int]:
+        """(height, width) of the image after resizing, without padding."""
+        return self.unpadded or self.resized
 
     @property
     def llm_tokens(self) -> int:

@@ -1,8 +1,9 @@
 """Memory of inference with a vision-language model, by part: weights, pixels, visual features, cache, working set.
 
-The working set is that of a plain implementation in torch without gradients and with fused attention (no score
-matrix): the largest set of tensors alive at once inside one block, for all tokens of a batch. An engine that works in
-chunks or fuses more needs less; allocators and the CUDA context add to it (about 0.5-1 GB on a GPU).
+The working set is that of the models of transformers, without gradients and with fused attention (no score matrix):
+the largest set of tensors alive at once, for all tokens of a batch; `tests/costs/vision_language` compares it with what
+those models allocate. An engine that works in chunks or fuses more needs less. What an allocator keeps in reserve and
+the CUDA context are not counted.
 """
 
 from typing import Literal
@@ -17,19 +18,26 @@ FLOAT32 = 4
 
 
 def encoder_working_elements(shape: EncoderShape) -> int:
-    """Numbers alive per token at the fullest point of one block."""
+    """Numbers alive per patch at the fullest point of one block, in units of the narrow type."""
     D, m = shape.embed_dim, shape.mlp_dim
-    attention = 2 * D + 3 * D + (2 * D if shape.rotary else 0) + D  # stream, normed; q, k, v; turned q, k; output
-    mlp = 2 * D + (3 if shape.gated_mlp else 2) * m
-    return max(attention, mlp)
+    stream = 4 * D  # embedded image, input of the block, its norm, one result
+    if shape.layer_scale:
+        stream += D
+    if shape.rotary and shape.position_rows:
+        stream += 2 * D  # positions are looked up for every image
+    attention = 3 * D + D  # queries, keys, values; output
+    if shape.rotary:
+        attention = 3 * D + 2 * 5 * D  # both in 32 bits, and products with sines and cosines
+    mlp = (3 if shape.gated_mlp or shape.quick_gelu else 2) * m
+    return stream + max(attention, mlp)
 
 
 def decoder_working_elements(shape: DecoderShape) -> int:
-    """Numbers alive per token at the fullest point of one block, and the input embeddings."""
+    """Numbers alive per token at the fullest point of one block."""
     D, queries, keys = shape.embed_dim, shape.num_heads * shape.head_dim, shape.num_kv_heads * shape.head_dim
-    attention = 2 * D + 3 * queries + 3 * keys  # stream, normed; q, k, v; turned q, k; output
-    mlp = 2 * D + 3 * shape.mlp_dim
-    return D + max(attention, mlp)
+    stream = 4 * D  # input embeddings, input of the block, its norm, one result
+    attention = 3 * queries + 3 * keys  # queries, keys, values; turned queries, keys; output
+    return stream + max(attention, 3 * shape.mlp_dim)
 
 
 def inference_memory(
@@ -61,6 +69,7 @@ def inference_memory(
 
 
 def peak_bytes(memory: dict[str, int]) -> int:
-    """Weights and pixels stay; the encoder runs first, then prefill with features and cache."""
-    after_encoder = memory["visual_features"] + memory["kv_cache"] + memory["prefill_working"]
-    return memory["weights"] + memory["pixels"] + max(memory["encoder_working"], after_encoder)
+    """Weights, pixels and visual features, and the larger of the encoder's working set and prefill with its cache."""
+    prefill = memory["kv_cache"] + memory["prefill_working"]
+    always = memory["weights"] + memory["pixels"] + memory["visual_features"]
+    return always + max(memory["encoder_working"], prefill)

@@ -3,6 +3,7 @@
 from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from typing import Any
 
 from patchscale.costs.vision_language.estimate import VisionLanguageCost, estimate_vision_language_cost
@@ -14,12 +15,24 @@ LONG_SIDE = 2**18
 """Pixels of the picture that is shrunk under every cap; so large that the cap alone decides."""
 
 
+def huge_picture(aspect_ratio: float) -> tuple[int, int]:
+    """(height, width) with exactly that ratio of width to height, if it is one of two numbers up to 1,000."""
+    if not aspect_ratio > 0:
+        raise UserError(f"aspect_ratio={aspect_ratio}: give width / height, more than 0")
+    ratio = Fraction(aspect_ratio).limit_denominator(1000) if aspect_ratio >= 1 else None
+    if ratio is None:
+        width, height = huge_picture(1 / aspect_ratio)
+        return height, width
+    times = max(1, round(LONG_SIDE / ratio.numerator))
+    return times * ratio.denominator, times * ratio.numerator
+
+
 @dataclass(frozen=True, kw_only=True)
 class LargestImage:
     """The answer, and how to hold a real processor to it."""
 
     img_size: tuple[int, int]
-    """(height, width) that the encoder gets; larger images of this shape are shrunk to it."""
+    """(height, width) after resizing; larger images of this shape are shrunk to it."""
     cap_name: str
     """The setting of the family's processor that limits an image."""
     cap: Any
@@ -63,12 +76,7 @@ def largest_image(
     """
     chosen = get_model(model) if isinstance(model, str) else model
     budgets = _budgets(memory_bytes, prefill_flops, latency_s, flops_per_s, seconds)
-    if not aspect_ratio > 0:
-        raise UserError(f"aspect_ratio={aspect_ratio}: give width / height, more than 0")
-    picture = (
-        max(1, round(LONG_SIDE / max(1.0, aspect_ratio))),
-        max(1, round(LONG_SIDE * min(1.0, aspect_ratio))),
-    )
+    picture = huge_picture(aspect_ratio)
     caps = chosen.image_rule.caps()
 
     def cost_at(index: int) -> VisionLanguageCost:
@@ -89,7 +97,7 @@ def largest_image(
     )
     cost = cost_at(first)
     return LargestImage(
-        img_size=cost.visual.resized,
+        img_size=cost.visual.content_size,
         cap_name=chosen.image_rule.cap_name,
         cap=cost.model.image_rule.cap_setting(),
         binds=exceeded(too_large) if too_large < len(caps) else (chosen.image_rule.cap_name,),

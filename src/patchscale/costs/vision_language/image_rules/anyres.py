@@ -1,6 +1,7 @@
 """An overview and tiles at one of a few resolutions, padding removed again, a newline token per row: LLaVA-NeXT."""
 
 from dataclasses import dataclass, replace
+from math import ceil
 
 from patchscale.costs.vision_language.image_tokens import VisualTokens, checked_size, resize_note
 
@@ -24,6 +25,7 @@ class AnyRes:
         canvas = self._resolution(*size)
         grid = self.tile_size // self.patch_size
         tile_rows, tile_columns = canvas[0] // self.tile_size, canvas[1] // self.tile_size
+        fitted = self._fitted(size, canvas)
         rows, columns = _without_padding(size, (tile_rows * grid, tile_columns * grid))
         return VisualTokens(
             img_size=size,
@@ -32,7 +34,8 @@ class AnyRes:
             patch_grid=(grid, grid),
             feature_tokens=grid * grid + rows * columns,
             newline_tokens=rows,
-            note=resize_note(size, self._fitted(size, canvas)),
+            unpadded=fitted,
+            note=resize_note(size, fitted),
         )
 
     def _resolution(self, height: int, width: int) -> tuple[int, int]:
@@ -49,7 +52,7 @@ class AnyRes:
     def _fitted(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
         """The image inside its padding."""
         scale = min(canvas[0] / size[0], canvas[1] / size[1])
-        return max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+        return min(canvas[0], ceil(size[0] * scale)), min(canvas[1], ceil(size[1] * scale))
 
     def caps(self) -> tuple[int, ...]:
         """Numbers of tiles that the resolutions have."""
