@@ -117,6 +117,7 @@ def main() -> None:
     for name, speeds in (("training", profile.train), ("inference", profile.infer)):
         unsaid = f"; not determined: {', '.join(speeds.undetermined)}" if speeds.undetermined else ""
         print(f"{name}: fit error {speeds.fit_error:.1%}, leave-one-out {speeds.leave_one_out_error:.1%}{unsaid}")
+    print(f"the same step took up to {profile.repeats:.2f} times as long when it was measured again")
     rows = time_table(profile, settings, repetitions=options.repetitions, tell=_say)
     for row in rows:
         print(_words(row))

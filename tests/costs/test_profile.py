@@ -195,6 +195,7 @@ def damaged(change):
         damaged(lambda written: written.update(num_threads="many")),
         damaged(lambda written: written.update(measurements=[{}])),
         damaged(lambda written: written.update(measurements=None)),
+        damaged(lambda written: written["measurements"][0].update(repeats="often")),
         damaged(lambda written: written.update(infer=None)),
         damaged(lambda written: written["train"].update(seconds={})),
         damaged(lambda written: written["train"].update(overlap=0)),

@@ -132,6 +132,13 @@ def test_other_threads_and_another_torch_are_said(profile):
         assert "made with torch 1.13.0, not" in time.source
 
 
+@pytest.mark.parametrize(("repeats", "said"), [(1.1, False), (1.9, True)])
+def test_a_busy_machine_is_said(profile, repeats, said):
+    measurements = (*profile.measurements, {"train": True, "repeats": repeats})
+    time = step_time(count("vit_tiny", patch_size=16, img_size=224), device=replace(profile, measurements=measurements))
+    assert ("the same step took up to 1.9 times as long" in time.source) == said
+
+
 def test_a_stored_profile_is_found_by_its_name_and_by_its_device(profile):
     counts = count("vit_tiny", patch_size=16, img_size=224)
     save_profile(profile)

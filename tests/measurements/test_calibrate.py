@@ -83,7 +83,10 @@ def test_of_two_rounds_the_faster_one_counts():
 
     configs = [StepConfig(model=model, patch_size=8, img_size=16) for model in ("vit_test", "adventurer_test")]
     rows = fastest(configs, num_threads=1, rounds=2, measure=measure)
-    assert [(row["model"], row["step_time_s"]) for row in rows] == [("vit_test", 2.0), ("adventurer_test", 1.0)]
+    assert [(row["model"], row["step_time_s"], row["repeats"]) for row in rows] == [
+        ("vit_test", 2.0, 1.5),
+        ("adventurer_test", 1.0, 5.0),
+    ]
 
 
 def test_too_few_steps_are_an_error_not_a_profile():

@@ -37,9 +37,14 @@ class DeviceProfile:
     memory_offset_bytes: int
     """What a process needs beside its tensors: resident memory on a CPU; on CUDA the context on the device."""
     measurements: tuple[dict[str, Any], ...]
-    """The steps that were measured: model, sizes, train, checkpointing, step_time_s."""
+    """The steps that were measured: model, sizes, train, checkpointing, step_time_s, repeats."""
     train: Speeds
     infer: Speeds
+
+    @property
+    def repeats(self) -> float:
+        """How much slower a step was in its slower round, the largest of all steps; 1 with a single round."""
+        return max((float(row.get("repeats", 1.0)) for row in self.measurements), default=1.0)
 
 
 def profiles_folder() -> Path:
@@ -103,6 +108,8 @@ def _read(name: str, written: Any) -> DeviceProfile:
         if not isinstance(values[field], kind):
             raise TypeError(f"{field} is {values[field]!r}")
     steps = tuple(dict(row) for row in values["measurements"])
+    if not all(isinstance(row.get("repeats", 1.0), int | float) for row in steps):
+        raise TypeError("repeats of a measurement is no number")
     if not all(isinstance(row["train"], bool) for row in steps):
         raise TypeError("train of a measurement is neither true nor false")
     speeds = {mode: _read_speeds(values[mode]) for mode in ("train", "infer")}

@@ -17,6 +17,8 @@ from patchscale.errors import UserError
 ASSUMED_MFU = {"vit": 0.3228, "adventurer": 0.3189}
 """Of the A100's 312 TFLOP/s in training: the values with the smallest largest error over the five patch sizes of
 Table 6 (DeiT-Base 11.0 %, Adventurer-Base 2.4 %); a test derives both, `benchmarks/cost_time.py` prints all ten."""
+BUSY = 1.25
+"""Ratio of two measurements of a step from which on a calibration is said to have been disturbed."""
 TABLE_6 = "GPU-hours of arXiv 2502.03738, Table 6"
 
 
@@ -169,6 +171,8 @@ def _calibrated_words(profile: DeviceProfile, *, train: bool, num_threads: int |
     )
     if num_threads is not None and profile.device == "cpu" and num_threads != profile.num_threads:
         words += f"; made with {_threads(profile.num_threads)}, not {num_threads}"
+    if profile.repeats > BUSY:
+        words += f"; the machine was busy then: the same step took up to {profile.repeats:.1f} times as long"
     installed = _installed_torch()
     if installed is not None and installed != profile.torch_version.partition("+")[0]:
         words += f"; made with torch {profile.torch_version}, not {installed}"

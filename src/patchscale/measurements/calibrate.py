@@ -135,7 +135,17 @@ def calibrate(
     )
 
 
-COLUMNS = ("model", "img_size", "patch_size", "batch_size", "train", "checkpointing", "step_time_s", "ssd_backend")
+COLUMNS = (
+    "model",
+    "img_size",
+    "patch_size",
+    "batch_size",
+    "train",
+    "checkpointing",
+    "step_time_s",
+    "ssd_backend",
+    "repeats",
+)
 
 
 def fastest(
@@ -147,8 +157,12 @@ def fastest(
     progress: Callable[[str], None] = lambda what: None,
     measure: Callable[..., dict[str, Any]] = measure_step,
 ) -> list[dict[str, Any]]:
-    """Each configuration measured once a round, and of its rows that with the smallest median; failures as rows."""
+    """Each configuration measured once a round, and of its rows that with the smallest median; failures as rows.
+
+    `repeats` of a row is the largest median of its rounds over the smallest: well above 1 on a machine that is busy.
+    """
     best: list[dict[str, Any]] = []
+    medians: list[list[float]] = [[] for _ in configs]
     for turn in range(rounds):
         for index, config in enumerate(configs):
             kind = "training" if config.train else "inference"
@@ -163,11 +177,14 @@ def fastest(
                 time_limit_s=STEP_LIMIT_S,
                 num_threads=num_threads,
             )
+            medians[index] += [row["step_time_s"]] if row["status"] == "ok" else []
             if not turn:
                 best.append(row)
             elif row["status"] == "ok" and row["step_time_s"] < best[index]["step_time_s"]:
                 best[index] = row
-    return best
+    return [
+        row | ({"repeats": max(times) / min(times)} if times else {}) for row, times in zip(best, medians, strict=True)
+    ]
 
 
 def row_work(row: dict[str, Any]) -> dict[str, float]:
