@@ -58,6 +58,14 @@ class ImageRule(Protocol):
     """What a family needs: counting, and the setting that caps the cost of an image."""
 
     @property
+    def patch_size(self) -> int:
+        """Pixels on a side of a patch of the encoder."""
+
+    @property
+    def merge_size(self) -> int:
+        """Patches on a side of a token of the language model."""
+
+    @property
     def cap_name(self) -> str:
         """The setting of the family's processor that limits an image's tokens."""
 
@@ -80,6 +88,16 @@ def checked_size(img_size: int | tuple[int, int]) -> tuple[int, int]:
     if min(height, width) < 1:
         raise UserError(f"img_size={height}x{width}: both sides of an image need at least 1 pixel")
     return height, width
+
+
+def checked_grid(side: int, *, patch_size: int, merge_size: int) -> int:
+    """Patches on a side of a square tile; raises `UserError` if patches or merged patches do not fill it."""
+    if patch_size < 1 or merge_size < 1 or side < 1 or side % (patch_size * merge_size):
+        raise UserError(
+            f"a square of {side} pixels is not filled by patches of {patch_size} merged {merge_size}x{merge_size}; "
+            "choose sizes whose product divides it"
+        )
+    return side // patch_size
 
 
 def resize_note(before: tuple[int, int], after: tuple[int, int]) -> str | None:

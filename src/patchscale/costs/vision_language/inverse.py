@@ -17,12 +17,11 @@ LONG_SIDE = 2**18
 
 def huge_picture(aspect_ratio: float) -> tuple[int, int]:
     """(height, width) with exactly that ratio of width to height, if it is one of two numbers up to 1,000."""
-    if not aspect_ratio > 0:
+    if not 0 < aspect_ratio < LONG_SIDE:
         raise UserError(f"aspect_ratio={aspect_ratio}: give width / height, more than 0")
-    ratio = Fraction(aspect_ratio).limit_denominator(1000) if aspect_ratio >= 1 else None
-    if ratio is None:
-        width, height = huge_picture(1 / aspect_ratio)
-        return height, width
+    if aspect_ratio < 1:
+        return huge_picture(1 / aspect_ratio)[::-1]
+    ratio = Fraction(aspect_ratio).limit_denominator(1000)
     times = max(1, round(LONG_SIDE / ratio.numerator))
     return times * ratio.denominator, times * ratio.numerator
 

@@ -16,7 +16,7 @@ from patchscale.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class VisionLanguageModel:
-    """Four parts that can be exchanged with `dataclasses.replace`."""
+    """Four parts; `vary` exchanges one and fits the others. Raises `UserError` where parts do not fit together."""
 
     name: str
     image_rule: ImageRule
@@ -25,6 +25,16 @@ class VisionLanguageModel:
     llm: DecoderShape
     prefix_attends_fully: bool = False
     """Image and prompt attend to each other in both directions (PaliGemma)."""
+
+    def __post_init__(self) -> None:
+        for what, left, right in (
+            ("patch_size of image rule and encoder", self.image_rule.patch_size, self.encoder.patch_size),
+            ("merge_size of image rule and projector", self.image_rule.merge_size, self.projector.merge_size),
+            ("width of encoder and projector", self.encoder.embed_dim, self.projector.in_dim),
+            ("width of projector and language model", self.projector.out_dim, self.llm.embed_dim),
+        ):
+            if left != right:
+                raise UserError(f"{what} differ: {left} and {right}; give both the same, or use `vary`")
 
 
 def get_model(name: str) -> VisionLanguageModel:

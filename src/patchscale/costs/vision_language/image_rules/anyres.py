@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from math import ceil
 
-from patchscale.costs.vision_language.image_tokens import VisualTokens, checked_size, resize_note
+from patchscale.costs.vision_language.image_tokens import VisualTokens, checked_grid, checked_size, resize_note
+from patchscale.errors import UserError
 
 PINPOINTS = ((336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008))
 """(height, width) of the resolutions LLaVA-NeXT was released with."""
@@ -18,6 +19,18 @@ class AnyRes:
     pinpoints: tuple[tuple[int, int], ...] = PINPOINTS
 
     cap_name = "image_grid_pinpoints"
+    merge_size = 1
+
+    def __post_init__(self) -> None:
+        checked_grid(self.tile_size, patch_size=self.patch_size, merge_size=1)
+        if not self.pinpoints:
+            raise UserError("pinpoints are empty: give at least one (height, width)")
+        for resolution in self.pinpoints:
+            if min(resolution) < 1 or resolution[0] % self.tile_size or resolution[1] % self.tile_size:
+                raise UserError(
+                    f"pinpoint {resolution[0]}x{resolution[1]} is not made of tiles of {self.tile_size} pixels; "
+                    "give multiples of it"
+                )
 
     def count(self, img_size: int | tuple[int, int]) -> VisualTokens:
         """Features of the overview, of the tiles without padding, and one newline token per row of the latter."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-from patchscale.costs.vision_language.image_tokens import VisualTokens, checked_size, resize_note
+from patchscale.costs.vision_language.image_tokens import VisualTokens, checked_grid, checked_size, resize_note
 from patchscale.errors import UserError
 
 
@@ -24,6 +24,7 @@ class DynamicTiling:
     cap_name = "max_dynamic_patch"
 
     def __post_init__(self) -> None:
+        checked_grid(self.tile_size, patch_size=self.patch_size, merge_size=self.merge_size)
         if not 1 <= self.min_tiles <= self.max_tiles:
             raise UserError(f"min_tiles={self.min_tiles}, max_tiles={self.max_tiles}: give 1 <= min_tiles <= max_tiles")
 

@@ -18,6 +18,7 @@ class NaFlex:
     max_num_patches: int = 256
 
     cap_name = "max_num_patches"
+    merge_size = 1
 
     def __post_init__(self) -> None:
         if self.max_num_patches < 1:
