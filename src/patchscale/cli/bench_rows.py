@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from patchscale.cli.bench_output import label, progress, readable, say, say_conditions
+from patchscale.cli.bench_output import label, readable, say_conditions
+from patchscale.cli.measuring import progress, say
 from patchscale.cli.output import print_json, print_table
 from patchscale.files import write_json
 
