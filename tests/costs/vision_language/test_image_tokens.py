@@ -9,11 +9,13 @@ pytest.importorskip("transformers")
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers.image_processing_utils import select_best_resolution
 from transformers.models.siglip2.image_processing_siglip2 import get_image_size_for_max_num_patches
 from vision_language_processors import clip_336, image, internvl, llava_next, naflex, qwen, siglip
 from vision_language_sizes import ALL, EXTREME, HUGE, MODERATE, TINY, USUAL
 
 from patchscale.costs.vision_language.families import FAMILIES, count_visual_tokens, family_rule
+from patchscale.costs.vision_language.image_rules.anyres import AnyRes
 from patchscale.costs.vision_language.image_rules.dynamic_tiling import DynamicTiling
 from patchscale.costs.vision_language.image_rules.naflex import NaFlex
 from patchscale.costs.vision_language.image_rules.smart_resize import SmartResize
@@ -114,6 +116,20 @@ class TestAnyRes:
         counted = llava_next()._get_num_multimodal_tokens(image_sizes=[(height, width)])["num_image_tokens"]
         assert [count_visual_tokens("llava-next", (height, width)).llm_tokens] == counted
 
+    @settings(max_examples=200, deadline=None)
+    @given(
+        height=sides,
+        width=sides,
+        grids=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=12),
+    )
+    def test_any_size_and_resolutions(self, height, width, grids):
+        pinpoints = [[336 * rows, 336 * columns] for rows, columns in grids]
+        rule = AnyRes(pinpoints=tuple((high, wide) for high, wide in pinpoints))
+        chosen = select_best_resolution((height, width), pinpoints)
+        assert rule.count((height, width)).resized == chosen
+        counted = llava_next(pinpoints)._get_num_multimodal_tokens(image_sizes=[(height, width)])
+        assert [rule.count((height, width)).llm_tokens] == counted["num_image_tokens"]
+
     def test_tokens_that_the_model_packs(self):
         from transformers import LlavaNextConfig, LlavaNextModel
 
@@ -146,6 +162,13 @@ class TestNaFlex:
         for size in USUAL + TINY + EXTREME[:4]:
             shape = processor(images=[image(size)], return_tensors="pt")["spatial_shapes"][0].tolist()
             assert list(NaFlex(max_num_patches=patches).count(size).patch_grid) == shape, size
+
+    @settings(max_examples=300, deadline=None)
+    @given(height=st.integers(1, 300_000), width=st.integers(1, 300_000), patches=st.integers(1, 5000))
+    def test_any_huge_size_and_limit(self, height, width, patches):
+        # Where one step of the processor's bisection is more than a patch.
+        expected = get_image_size_for_max_num_patches(height, width, patch_size=16, max_num_patches=patches)
+        assert NaFlex(max_num_patches=patches).count((height, width)).resized == expected
 
     @settings(max_examples=300, deadline=None)
     @given(height=sides, width=sides, patches=st.integers(1, 5000))

@@ -56,11 +56,11 @@ def internvl(**settings: int) -> InternVLProcessor:
     return InternVLProcessor(image_processor=images, tokenizer=_tokenizer(), video_processor=InternVLVideoProcessor())
 
 
-@cache
-def llava_next() -> LlavaNextProcessor:
-    """As LLaVA-NeXT with CLIP L/14 at 336 pixels."""
+def llava_next(pinpoints: list[list[int]] | None = None) -> LlavaNextProcessor:
+    """As LLaVA-NeXT with CLIP L/14 at 336 pixels; other resolutions (height, width) if given."""
+    settings = CLIP_336 | ({} if pinpoints is None else {"image_grid_pinpoints": pinpoints})
     return LlavaNextProcessor(
-        image_processor=LlavaNextImageProcessor(**CLIP_336),
+        image_processor=LlavaNextImageProcessor(**settings),
         tokenizer=_tokenizer(),
         patch_size=14,
         vision_feature_select_strategy="default",
