@@ -35,7 +35,7 @@ class DeviceProfile:
     date: str
     """Day of the measurement, as 2026-11-22."""
     memory_offset_bytes: int
-    """What a process needs beside its tensors: resident memory on a CPU; on CUDA the context on the device."""
+    """What a process needs beside its tensors: resident memory on a CPU; on CUDA all that is taken on the device."""
     measurements: tuple[dict[str, Any], ...]
     """The steps that were measured: model, sizes, train, checkpointing, step_time_s, repeats."""
     train: Speeds
