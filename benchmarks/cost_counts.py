@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+import patchscale.models.ssd.triton  # noqa: F401  registers the formula of the scan, before a counter copies them
 from patchscale.costs.counts import count
 from patchscale.models.registry import create_model
 from patchscale.published_tables.tables import published

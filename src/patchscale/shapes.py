@@ -88,9 +88,7 @@ SHAPES: dict[str, ModelShape] = {
     "vit_small_reg4": ViTShape(embed_dim=384, depth=12, num_heads=6, mlp_dim=1536, registers=4),
     "vit_base_reg4": ViTShape(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, registers=4),
     "vit_large_reg4": ViTShape(embed_dim=1024, depth=24, num_heads=16, mlp_dim=4096, registers=4),
-    "vit_giant_swiglu_reg4": ViTShape(
-        embed_dim=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="swiglu", registers=4
-    ),
+    "vit_giant_swiglu_reg4": ViTShape(embed_dim=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="swiglu", registers=4),
     "adventurer_test": AdventurerShape(embed_dim=32, depth=4),
     "adventurer_nano": AdventurerShape(embed_dim=96, depth=4),
     "adventurer_tiny": AdventurerShape(embed_dim=256, depth=12),

@@ -31,7 +31,7 @@ def _adventurer_macs(shape: AdventurerShape, tokens: int) -> dict[str, int]:
     n, L = tokens + 1, tokens + 2  # with the class token; the mixer also sees the mean token
     in_proj = D * (2 * E + 2 * S + shape.num_heads)
     return {
-        "mixer_linear": shape.depth * L * (in_proj + E * D),
+        "mixer_linear": shape.depth * (L * in_proj + n * E * D),  # the mean token is dropped before out_proj
         "conv": shape.depth * L * shape.d_conv * (E + 2 * S),
         "scan": shape.depth * scan_macs(L, d_inner=E, d_state=S, chunk_size=shape.chunk_size),
         "mlp": shape.depth * 3 * n * D * shape.mlp_dim,  # SwiGLU has three matrices
