@@ -41,8 +41,8 @@ def count_on_meta(
 ) -> Counted:
     """Run a timm model forward and backward on the meta device, where nothing is allocated, and add up what it does.
 
-    Pooling counts for `task="classification"`; dense tasks read the patch tokens. Raises `UserError` if torch or timm is
-    missing, if timm has no such model, or if an operation of it has no count (see `operations.py`).
+    Pooling counts for `task="classification"`; dense tasks read the patch tokens. Raises `UserError` if torch or timm
+    is missing, if timm has no such model, or if an operation of it has no count (see `operations.py`).
     """
     built = _build_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed).eval()
     import torch
