@@ -67,9 +67,10 @@ def largest_image(
 ) -> LargestImage:
     """The largest image of `aspect_ratio` (width / height) whose request stays within all budgets that are given.
 
-    `memory_bytes` is the memory of the device, weights included (less what its context and allocator keep); `prefill_flops` is for one sequence until its first
-    token, encoder included; `latency_s` is the time to the first token of the batch, by `seconds(cost)` or at
-    `flops_per_s`. `request` is passed to `estimate_vision_language_cost` (num_images, text_tokens, batch_size, ...).
+    `memory_bytes` is the memory of the device, weights included, less what its context and allocator keep;
+    `prefill_flops` is for one sequence until its first token, encoder included; `latency_s` is the time to the first
+    token of the batch, by `seconds(cost)` or at `flops_per_s`. `request` is passed to `estimate_vision_language_cost`
+    (num_images, text_tokens, batch_size, ...).
     Exact: cost never falls as the cap rises, so bisecting all caps finds the last one that fits.
     Raises `UserError` without a budget, and if the smallest image does not fit.
     """
