@@ -3,7 +3,7 @@
 The count of an operation is that of torch's own registry (`torch.utils.flop_counter`): matrix products, convolutions,
 attention, and whatever a library registered for its own. Only gradients of convolutions are counted here, because torch
 takes those of grouped ones for as many as without groups (about 100 times too many in XCiT's depthwise ones). A count
-is given to the part of the model that did it; in the backward pass to the part whose forward operation it differentiates.
+is given to the part of the model that did it; in the backward pass, to that of the forward operation.
 """
 
 from collections import Counter

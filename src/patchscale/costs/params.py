@@ -16,14 +16,14 @@ def backbone_params(
 ) -> dict[str, int]:
     """Parameters by part, without a head; a fixed sine-cosine position table has none."""
     D = shape.embed_dim
-    vit = isinstance(shape, ViTShape)
-    positions = tokens + (shape.positions_of_prefix if vit else 1)
+    positions = tokens + (shape.positions_of_prefix if isinstance(shape, ViTShape) else 1)
+    class_token = shape.class_token if isinstance(shape, ViTShape) else True
     parts = {
         "patch_embed": (in_channels * patch_size**2 + 1) * D,
-        "cls_token": D if not vit or shape.class_token else 0,
+        "cls_token": D if class_token else 0,
         "pos_embed": positions * D if pos_embed == "learned" else 0,
     }
-    return parts | (_vit_params(shape) if vit else _adventurer_params(shape))
+    return parts | (_vit_params(shape) if isinstance(shape, ViTShape) else _adventurer_params(shape))
 
 
 def _vit_params(shape: ViTShape) -> dict[str, int]:

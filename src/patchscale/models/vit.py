@@ -90,7 +90,7 @@ def create_vit(
         depth=shape.depth,
         num_heads=shape.num_heads,
         mlp_ratio=(hidden + 0.5) / shape.embed_dim,  # timm multiplies and rounds down
-        mlp_layer=SwiGLUPacked if gated else Mlp,
+        mlp_layer=SwiGLUPacked if gated else Mlp,  # type: ignore[arg-type]
         act_layer=nn.SiLU if gated else nn.GELU,
         class_token=shape.class_token,
         reg_tokens=shape.registers,
