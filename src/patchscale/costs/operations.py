@@ -178,7 +178,7 @@ class _Counter(TorchDispatchMode):
         return result
 
     def _add(self, flops: int, args: tuple[Any, ...]) -> None:
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is None:
             part = self.parts[-1]
             if part in ("attention_linear", "mlp", "other") and not any(_is_weight(value) for value in args):
