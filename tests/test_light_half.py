@@ -21,7 +21,20 @@ class Blocked:
 sys.meta_path.insert(0, Blocked())
 """
 
-VERBS = ("quickstart", "train", "eval", "sweep", "convert", "fit", "report", "runs", "published", "bench", "doctor")
+VERBS = (
+    "quickstart",
+    "train",
+    "eval",
+    "sweep",
+    "convert",
+    "vlm",
+    "fit",
+    "report",
+    "runs",
+    "published",
+    "bench",
+    "doctor",
+)
 
 STUDY = """
 study: light

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from patchscale.cli import bench, convert, doctor, evaluate, fit, published, quickstart, report, runs, sweep, train
+from patchscale.cli import bench, convert, doctor, evaluate, fit, published, quickstart, report, runs, sweep, train, vlm
 from patchscale.errors import RunFailed, UserError
 
 app = typer.Typer(
@@ -20,6 +20,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("convert")(convert.convert)
+app.command("vlm")(vlm.vlm)
 app.command("fit")(fit.fit)
 app.command("report")(report.report)
 app.command("runs")(runs.runs)

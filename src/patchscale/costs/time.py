@@ -57,7 +57,7 @@ def step_time(
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size}: a step needs at least one image")
-    found = device if isinstance(device, DeviceProfile) else _find(device, precision, num_threads)
+    found = find_device(device, precision=precision, num_threads=num_threads)
     if isinstance(found, DeviceProfile):
         profile = found
         if precision not in (None, profile.precision):
@@ -98,6 +98,28 @@ def step_time(
     )
 
 
+def find_device(
+    device: str | DeviceProfile, *, precision: str | None = None, num_threads: int | None = None
+) -> DeviceProfile | NamedDevice:
+    """A stored profile of that name, or the best one of that named device, or the named device alone.
+
+    Raises `UserError` for a name that is neither, and for a damaged profile.
+    """
+    if isinstance(device, DeviceProfile):
+        return device
+    stored = list_profiles()
+    if device in stored:
+        return load_profile(device)
+    named = named_device(device, also=stored)
+    profiles = [profile for profile in map(load_profile, stored) if _is_of(profile, named)]
+    fitting = [profile for profile in profiles if precision in (None, profile.precision)]
+    if profiles and not fitting and named.peak_bf16_flops_per_s is None:
+        fitting = profiles  # their precision is refused in words
+    if not fitting:
+        return named
+    return max(fitting, key=lambda profile: (profile.num_threads == num_threads, profile.date))
+
+
 def run_hours(time: StepTime, *, images: int) -> float:
     """Device-hours to process `images`, all epochs together; loading, evaluation and pauses not included."""
     return images / time.images_per_s / 3600
@@ -106,21 +128,6 @@ def run_hours(time: StepTime, *, images: int) -> float:
 def flops_train_executed(counts: Counts, *, activation_checkpointing: bool = False) -> float:
     """FLOPs of a training step on one image with what is computed again: attention scores, and checkpointed blocks."""
     return 2 * sum(executed_macs(counts, train=True, activation_checkpointing=activation_checkpointing).values())
-
-
-def _find(name: str, precision: str | None, num_threads: int | None) -> DeviceProfile | NamedDevice:
-    """A stored profile of that name, or the best one of that named device, or the named device alone."""
-    stored = list_profiles()
-    if name in stored:
-        return load_profile(name)
-    named = named_device(name, also=stored)
-    profiles = [profile for profile in map(load_profile, stored) if _is_of(profile, named)]
-    fitting = [profile for profile in profiles if precision in (None, profile.precision)]
-    if profiles and not fitting and named.peak_bf16_flops_per_s is None:
-        fitting = profiles  # their precision is refused in words
-    if not fitting:
-        return named
-    return max(fitting, key=lambda profile: (profile.num_threads == num_threads, profile.date))
 
 
 def _is_of(profile: DeviceProfile, named: NamedDevice) -> bool:

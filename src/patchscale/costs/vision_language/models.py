@@ -5,6 +5,7 @@ larger than the language models' own.
 """
 
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 from patchscale.costs.vision_language import encoders
 from patchscale.costs.vision_language.encoders import EncoderShape, ProjectorShape
@@ -40,9 +41,9 @@ class VisionLanguageModel:
 def get_model(name: str) -> VisionLanguageModel:
     """The model of that name; raises `UserError` for an unknown one."""
     if name not in MODELS:
-        raise UserError(
-            f"model={name!r} is not known; choose one of {', '.join(MODELS)}, or give a VisionLanguageModel"
-        )
+        close = get_close_matches(name, MODELS, n=3)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(MODELS)}"
+        raise UserError(f"vision-language model {name!r} is not known; {hint}")
     return MODELS[name]
 
 
