@@ -27,8 +27,8 @@ FAST = [
     Setting(model="adventurer_nano", patch_size=8, img_size=224, batch=4),
     Setting(model="vit_nano", patch_size=4, img_size=128, batch=16, train=False, precision="bf16"),
 ]
-NOT_YET = {("adventurer_nano", "segmentation"), ("xcit_nano_12_p16_224", "classification")}
-"""Predicted 23 and 14 % too low on 2026-11-22."""
+NOT_YET = "xcit_nano_12_p16_224"
+"""Predicted 14 % too low on 2026-11-22: its patch embedding, a stack of convolutions, is not traced."""
 
 
 def test_steps_take_the_memory_that_is_predicted():
@@ -38,7 +38,7 @@ def test_steps_take_the_memory_that_is_predicted():
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_all_settings_take_the_memory_that_is_predicted():
-    settings = [each for each in settings_for("cpu") if (each.model, each.task) not in NOT_YET]
+    settings = [each for each in settings_for("cpu") if each.model != NOT_YET]
     assert all(0.9 < row["ratio"] < 1.1 for row in memory_table(settings))
 
 
@@ -104,7 +104,8 @@ def test_the_peak_is_one_moment_and_its_parts_add_up():
             )
             split = train_memory(counts, batch_size=8, micro_batch_size=1, device=device)
             lean = train_memory(counts, batch_size=8, activation_checkpointing=True, device=device)
-            assert split.activations < whole.activations / 5 and lean.activations < whole.activations / 3
+            assert split.activations < whole.activations / 5
+            assert lean.activations < whole.activations / 3
             assert infer_memory(counts, batch_size=8, device=device).peak_bytes < lean.peak_bytes
 
 
@@ -126,7 +127,7 @@ def test_the_formulas_follow_the_code_of_the_mixer():
     assert formulas.STRETCHES_FROM_ELEMENTS == mamba2.STRETCHES_FROM_ELEMENTS
     assert formulas.ELEMENTS_PER_STRETCH == mamba2.ELEMENTS_PER_STRETCH
     assert formulas.CHUNK_SIZE == chunked.CHUNK_SIZE
-    assert formulas.SCAN_SEGMENT == chunked.CHUNK_SIZE * chunked.CHUNKS_PER_SEGMENT
+    assert formulas.CHUNKS_PER_SEGMENT == chunked.CHUNKS_PER_SEGMENT
 
 
 def test_a_built_in_model_is_predicted_without_torch():

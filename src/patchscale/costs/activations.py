@@ -30,8 +30,8 @@ ELEMENTS_PER_STRETCH = 2**20
 """Outputs of in_proj in a stretch, for each thread."""
 CHUNK_SIZE = 64
 """Tokens of a chunk of the scan, about."""
-SCAN_SEGMENT = 16 * CHUNK_SIZE
-"""Tokens of a shorter sequence for which the scan keeps its intermediate results."""
+CHUNKS_PER_SEGMENT = 16
+"""The scan keeps its intermediate results if there are no more chunks than this."""
 SCAN_BACKWARD = {2: 32, 4: 28}
 """Intermediate results of the scan's backward pass on a CPU, bytes per token and channel; keys: bytes of its inputs."""
 
@@ -150,8 +150,9 @@ def _adventurer(
         )
     elif cpu_threads is not None:
         scan = _scan_on_cpu(shape, images, length + 1, narrow)
-        long = length + 1 > SCAN_SEGMENT  # then the scan is computed again, segment by segment
-        pads = not long and _in_chunks(length + 1)[1] != length + 1  # the scan keeps copies of x, B and C
+        chunk, padded = _in_chunks(length + 1)
+        long = length + 1 > chunk * CHUNKS_PER_SEGMENT  # then the scan is computed again, segment by segment
+        pads = not long and padded != length + 1  # the scan keeps copies of x, B and C
         mixer = Branch(
             kept=rows * (norm + narrow * E)
             + read * (narrow * (P + 2 * c + E + (0 if pads else c)) + FLOAT32 * E)
@@ -178,10 +179,10 @@ def _in_chunks(length: int) -> tuple[int, int]:
 
 
 def _scan_on_cpu(shape: AdventurerShape, images: int, length: int, narrow: int) -> Branch:
-    """The scan of one segment, which is at most `SCAN_SEGMENT` tokens, by `models/ssd/chunked.py`."""
+    """The scan of one segment, which is at most `CHUNKS_PER_SEGMENT` chunks, by `models/ssd/chunked.py`."""
     E, S, H = shape.d_inner, shape.d_state, shape.num_heads
     chunk, padded = _in_chunks(length)
-    rows = images * min(padded, chunk * (SCAN_SEGMENT // CHUNK_SIZE))
+    rows = images * min(padded, chunk * CHUNKS_PER_SEGMENT)
     matrices = chunk * H  # decays of a token, and its scores, for all heads
     states = FLOAT32 * S * E // chunk
     kept = narrow * (matrices + 3 * E) + FLOAT32 * (matrices + chunk + 2 * H) + states

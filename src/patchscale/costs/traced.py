@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from patchscale.costs.activations import FLOAT32, Activations, Precision
+from patchscale.costs.activations import Activations, Precision
 from patchscale.costs.counted import _build_on_meta
 from patchscale.shapes import image_height_width
 
@@ -173,11 +173,12 @@ def _trace(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], prec
         with _autocast(precision):
             out = block(*args, **kwargs)
         out = out[0] if isinstance(out, tuple) else out
-        kept = tracker.live - out.untyped_storage().nbytes() - copies
+        result = out.untyped_storage().nbytes()
+        kept = tracker.live - result - copies
         tracker.peak = tracker.live
         out.backward(torch.empty_like(out))
     block.zero_grad()
-    return BlockTrace(stream=stream, kept=stream + kept, forward=forward, beyond_kept=tracker.peak - copies - kept)
+    return BlockTrace(stream=stream, kept=stream + kept, forward=forward, beyond_kept=tracker.peak - copies - kept - result)
 
 
 def _autocast(precision: Precision) -> torch.autocast:
