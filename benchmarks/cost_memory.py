@@ -1,7 +1,7 @@
-"""Peak memory of training steps and forward passes: predicted by `patchscale.costs.memory`, and measured.
+"""Peak memory of training steps and forward passes: predicted by `patchscale.costs.memory` and measured.
 
-Every setting runs in a process of its own. On CUDA measured is the most memory allocated for tensors; on a CPU it is how
-far resident memory rises above that of a process which has done a small step already, with freed tensors going back to
+Every setting runs in a process of its own. On CUDA measured is the most memory allocated for tensors, on a CPU how
+far resident memory rises above that of a process which did a small step before, with freed tensors going back to
 the system at once (MALLOC_MMAP_THRESHOLD_). Steps are the second of two, so that the optimizer has its moments.
 
     python benchmarks/cost_memory.py [--device cuda]
@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from common import begin, finish, options_parser
 
+from common import begin, finish, options_parser
 from patchscale.costs.counts import count
 from patchscale.costs.memory import Memory, infer_memory, train_memory
 

@@ -42,7 +42,7 @@ def test_all_settings_take_the_memory_that_is_predicted():
     assert all(0.9 < row["ratio"] < 1.1 for row in memory_table(settings))
 
 
-# Table 6 of arXiv 2502.03738: memory per image of ViT-Base at 224 px in fp16 with FlashAttention. Its MB are 2^20 bytes:
+# Table 6 of arXiv 2502.03738: memory per image of ViT-Base at 224 px in fp16 with FlashAttention. Its MB are 2^20:
 # with 10^6 the formula would be 6 % off at patch 16.
 @pytest.mark.parametrize(("patch_size", "printed_mib"), [(16, 62), (8, 252), (4, 1024), (2, 4057), (1, 16118)])
 def test_the_paper_prints_the_activations_of_the_formula(patch_size, printed_mib):

@@ -8,7 +8,7 @@ P = 2E + 2S + H outputs of in_proj; c = E + 2S channels of the convolution):
                  8 D + 4 m              with SwiGLU: w1 and w2 2m, silu m, their product m
     Adventurer   4 D + P + 3 c + 4 E    inputs of norms 2D, of in_proj and SwiGLU 2D; P; into and out of the convolution
                  + 4 m                  and its SiLU 3c; scan's output, gate, their product, normed 4E; SwiGLU 4m
-      on a CPU   6 D + ... + 3 E + 4 m  norms keep 2D more, gate and norm E less; a short scan keeps its chunks' matrices
+      on a CPU   6 D + ... + 3 E + 4 m  norms keep 2D more, gate and norm E less; a short scan keeps its matrices
       long, CPU  6 D + P + E + 4 m      what lies between in_proj and out_proj is computed again, stretch by stretch
                                         (`models/mixing.py`); of each stretch, what it leaves to the next is kept
 

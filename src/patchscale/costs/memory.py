@@ -10,8 +10,8 @@ the same time. Weights, both moments of AdamW, the moving average and the batch 
 
 With activation checkpointing "activations of all blocks" are their inputs, and those of the block at hand. With
 micro-batches all gradients live throughout, from the second on. With bf16 autocast copies of the weights live from the
-forward pass to the backward pass of their layer. What blocks keep and need is in `costs/activations.py`; a model without
-a formula is traced (`costs/traced.py`).
+forward pass to the backward pass of their layer. What blocks keep and need is in `costs/activations.py`; a model
+without a formula is traced (`costs/traced.py`).
 
 Counted is what tensors need. Not counted: the process with torch in it (0.4 to 0.6 GiB, on a GPU some 0.5 GiB more),
 workspaces of libraries, data sets held in memory, loader processes.

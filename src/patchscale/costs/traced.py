@@ -178,7 +178,8 @@ def _trace(block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], prec
         tracker.peak = tracker.live
         out.backward(torch.empty_like(out))
     block.zero_grad()
-    return BlockTrace(stream=stream, kept=stream + kept, forward=forward, beyond_kept=tracker.peak - copies - kept - result)
+    beyond_kept = tracker.peak - copies - kept - result
+    return BlockTrace(stream=stream, kept=stream + kept, forward=forward, beyond_kept=beyond_kept)
 
 
 def _autocast(precision: Precision) -> torch.autocast:
