@@ -27,6 +27,7 @@ VERBS = (
     "eval",
     "sweep",
     "convert",
+    "cost",
     "vlm",
     "fit",
     "report",

@@ -4,7 +4,21 @@ import sys
 
 import typer
 
-from patchscale.cli import bench, convert, doctor, evaluate, fit, published, quickstart, report, runs, sweep, train, vlm
+from patchscale.cli import (
+    bench,
+    convert,
+    cost,
+    doctor,
+    evaluate,
+    fit,
+    published,
+    quickstart,
+    report,
+    runs,
+    sweep,
+    train,
+    vlm,
+)
 from patchscale.errors import RunFailed, UserError
 
 app = typer.Typer(
@@ -20,6 +34,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("convert")(convert.convert)
+app.command("cost")(cost.cost)
 app.command("vlm")(vlm.vlm)
 app.command("fit")(fit.fit)
 app.command("report")(report.report)

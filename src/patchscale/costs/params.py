@@ -31,7 +31,7 @@ def _vit_params(shape: ViTShape) -> dict[str, int]:
     matrices_in = 2 if shape.mlp == "swiglu" else 1  # value and gate, each with a bias
     registers = {"registers": shape.registers * D} if shape.registers else {}
     return registers | {
-        "attention": shape.depth * (4 * D * D + 4 * D),
+        "attention_linear": shape.depth * (4 * D * D + 4 * D),
         "mlp": shape.depth * (matrices_in * (D * m + m) + m * D + D),
         "norm": shape.depth * 4 * D + 2 * D,  # LayerNorm: weight and bias; two a block, one at the end
     }
@@ -40,15 +40,10 @@ def _vit_params(shape: ViTShape) -> dict[str, int]:
 def _adventurer_params(shape: AdventurerShape) -> dict[str, int]:
     D, m, E, H = shape.embed_dim, shape.mlp_dim, shape.d_inner, shape.num_heads
     conv_channels = E + 2 * shape.d_state
-    mixer = (
-        D * (2 * E + 2 * shape.d_state + H)  # in_proj, no bias
-        + conv_channels * (shape.d_conv + 1)
-        + 3 * H  # dt_bias, A_log, D
-        + E  # the gated norm
-        + E * D  # out_proj, no bias
-    )
     return {
-        "mixer": shape.depth * mixer,
+        "mixer_linear": shape.depth * (D * (2 * E + 2 * shape.d_state + H) + E * D),  # in_proj and out_proj, no biases
+        "conv": shape.depth * conv_channels * (shape.d_conv + 1),
+        "scan": shape.depth * 3 * H,  # dt_bias, A_log, D
         "mlp": shape.depth * (3 * D * m + 2 * m + D),
-        "norm": shape.depth * 2 * D + D,  # RMSNorm: weight only
+        "norm": shape.depth * (2 * D + E) + D,  # RMSNorm: weight only; the one of width E is gated
     }
