@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CONVENTIONS = {
-    "flops": "2 x MACs (multiply-adds)",
-    "macs": "matrix products and convolutions; norms, activations, softmax and sums are not counted",
+    "flops": "2 x MACs",
+    "macs": "multiply-adds of matrix products and convolutions; norms, activations, softmax and sums are not counted",
     "macs_train": "forward and backward pass; what is computed again is not counted twice",
     "flops_train_executed": "with what is computed again: scores of fused attention, blocks under checkpointing",
     "tokens": "patches, without class token",

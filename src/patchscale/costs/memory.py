@@ -25,6 +25,8 @@ from patchscale.costs.counts import Counts
 from patchscale.errors import UserError
 from patchscale.shapes import ViTShape, image_height_width
 
+MEMORY_SHARE = 0.8
+"""Part of a device's memory that an estimate may fill: estimates err, and others use the machine too."""
 LABEL_BYTES = 8
 """A class, as torch's cross-entropy takes it: of every image, or in segmentation of every pixel."""
 OPTIMIZER_COPIES_ON_CPU = 2

@@ -13,12 +13,9 @@ from torch import nn
 
 from patchscale.config import RunConfig
 from patchscale.costs.counts import count
-from patchscale.costs.memory import Memory, train_memory
+from patchscale.costs.memory import MEMORY_SHARE, Memory, train_memory
 from patchscale.errors import UserError
 from patchscale.training.available_memory import available_bytes
-
-MEMORY_SHARE = 0.8
-"""Part of the free memory that an estimate may fill: estimates err, and others use the machine too."""
 
 
 @dataclass(frozen=True, kw_only=True)
