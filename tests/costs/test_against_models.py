@@ -12,6 +12,7 @@ import patchscale.models.ssd.triton  # noqa: F401  registers the formula of the 
 from patchscale.costs.counts import count
 from patchscale.costs.estimate import estimate_cost
 from patchscale.costs.flops import scan_macs
+from patchscale.costs.roofline import executed_macs, step_work
 from patchscale.errors import UserError
 from patchscale.models.parameters import count_parameters
 from patchscale.models.registry import create_model
@@ -270,3 +271,27 @@ def test_an_operation_without_a_formula_is_named():
     macs, macs_train = count_forward_and_backward(model, model.forward, x, name="strange")
     assert sum(macs.values()) == 4 * 4 + 4
     assert sum(macs_train.values()) == 2 * 4 * 4 + 4  # the input needs no gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "built_in"), [("vit_small_patch16_224", "vit_small"), ("vit_giant_patch14_dinov2", "vit_giant_swiglu_reg4")]
+)
+def test_numbers_moved_by_a_layer_are_those_of_the_built_in_shape(name, built_in):
+    """Without class token and registers, which a counted model does not tell."""
+    counted, formula = (step_work(count(each, patch_size=16, img_size=64), train=False) for each in (name, built_in))
+    patches = 16 / (16 + SHAPES[built_in].prefix_tokens)
+    assert counted["moved"] == pytest.approx(patches * formula["moved"])
+
+
+@pytest.mark.parametrize(
+    ("name", "outside"),
+    [
+        ("vit_base_patch16_siglip_224", ("patch_embed", "attention_pool", "head")),
+        ("xcit_nano_12_p16_224", ("patch_embed", "head")),
+    ],
+)
+def test_checkpointing_computes_blocks_again_and_nothing_else(name, outside):
+    counts = count(name, patch_size=16, img_size=64)
+    plain, again = (executed_macs(counts, train=True, activation_checkpointing=with_it) for with_it in (False, True))
+    assert {part for part in plain if again[part] == plain[part]} == set(outside)
+    assert all(again[part] - plain[part] == counts.macs[part] for part in plain if part not in outside)

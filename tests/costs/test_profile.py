@@ -122,7 +122,7 @@ def test_the_work_of_a_step():
     assert infer["linear"] + infer["attention"] == 2 * sum(counts.macs.values())
     assert infer["attention"] == 2 * counts.macs["attention_quadratic"]
     assert infer["scan"] == infer["updated"] == 0
-    assert infer["moved"] == 2 * 196 * 12 * (10 * 192 + 2 * 768)
+    assert infer["moved"] == 2 * (196 + 1) * 12 * (10 * 192 + 2 * 768)  # patches and class token
     train, again = (step_work(counts, train=True, activation_checkpointing=with_it) for with_it in (False, True))
     assert train["attention"] == 3.5 * counts.macs["attention_quadratic"]
     assert again["attention"] == 4.5 * counts.macs["attention_quadratic"]
@@ -133,6 +133,19 @@ def test_the_work_of_a_step():
     assert work["scan"] == scanned.macs["scan"]
     assert work["attention"] == 0
     assert work["linear"] == sum(scanned.macs.values()) - scanned.macs["scan"] - scanned.macs["conv"]
+
+
+@pytest.mark.parametrize(
+    ("model", "channels", "prefix"),
+    [
+        ("vit_giant_swiglu_reg4", 10 * 1536 + 3 * 4096, 5),
+        ("vit_so400m", 10 * 1152 + 2 * 4304, 0),
+        ("vit_small_reg4", 10 * 384 + 2 * 1536, 5),
+    ],
+)
+def test_numbers_moved_follow_the_mlp_and_all_tokens(model, channels, prefix):
+    counts = count(model, patch_size=16, img_size=224)
+    assert step_work(counts, train=False)["moved"] == (196 + prefix) * counts.shape.depth * channels
 
 
 def test_what_is_computed_again_is_of_training_alone():

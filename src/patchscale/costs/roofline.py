@@ -29,6 +29,9 @@ queries times keys: five products backward for two forward (FlashAttention-2, ar
 
 TERMS = ("layers", "linear", "attention", "scan", "moved", "updated")
 
+OUTSIDE_OF_BLOCKS = ("patch_embed", "attention_pool")
+"""Parts that checkpointing does not compute again, beside those of the head. "other" is work within blocks (XCiT)."""
+
 USUAL: Mapping[str, Mapping[str, float]] = {
     "cpu": {"layers": 5e6, "linear": 1.0, "attention": 1.5, "scan": 5.0, "moved": 130.0, "updated": 700.0},
     "cuda": {"layers": 3e10, "linear": 1.0, "attention": 1.0, "scan": 2.0, "moved": 250.0, "updated": 2000.0},
@@ -74,7 +77,7 @@ def step_work(
     """
     again = train and activation_checkpointing
     macs = executed_macs(counts, train=train, activation_checkpointing=activation_checkpointing)
-    depth, channels = _layers(counts)
+    depth, channels, prefix_tokens = _layers(counts)
     passes = (4 if again else 3) if train else 1
     attention, scan = macs.pop("attention_quadratic", 0), macs.pop("scan", 0)
     macs.pop("conv", 0)  # a few MACs for each number that it reads: its time is that of moving them
@@ -83,7 +86,7 @@ def step_work(
         "linear": batch_size * sum(macs.values()),
         "attention": batch_size * attention,
         "scan": batch_size * scan,
-        "moved": passes * batch_size * counts.tokens * channels * depth,
+        "moved": passes * batch_size * (counts.tokens + prefix_tokens) * channels * depth,
         "updated": counts.params_total if train else 0,
     }
 
@@ -99,7 +102,7 @@ def executed_macs(counts: Counts, *, train: bool, activation_checkpointing: bool
     if "attention_quadratic" in executed:
         executed["attention_quadratic"] += ATTENTION_RECOMPUTED * counts.macs["attention_quadratic"]
     if activation_checkpointing:
-        outside = {"patch_embed", *(counts.head_counts.macs if counts.head_counts else ())}
+        outside = {*OUTSIDE_OF_BLOCKS, *(counts.head_counts.macs if counts.head_counts else ())}
         executed |= {part: executed[part] + macs for part, macs in counts.macs.items() if part not in outside}
     return executed
 
@@ -186,17 +189,21 @@ def _fit(
     return solution.x, np.sqrt(np.diag(to_ratio @ covariance @ to_ratio.T))
 
 
-def _layers(counts: Counts) -> tuple[int, int]:
-    """Number of blocks, and input and output channels of all layers with weights in one of them."""
+def _layers(counts: Counts) -> tuple[int, int, int]:
+    """Number of blocks, input and output channels of all layers with weights in one of them, tokens beside patches.
+
+    Of a model without a formula the last is not known and taken as 0.
+    """
     shape = counts.shape
     if isinstance(shape, ViTShape):
-        return shape.depth, 10 * shape.embed_dim + (3 if shape.mlp == "swiglu" else 2) * shape.mlp_dim
+        mlp_channels = (3 if shape.mlp == "swiglu" else 2) * shape.mlp_dim
+        return shape.depth, 10 * shape.embed_dim + mlp_channels, shape.prefix_tokens
     if isinstance(shape, AdventurerShape):
         convolved = shape.d_inner + 2 * shape.d_state
         projected = shape.d_inner + convolved + shape.num_heads
         channels = 6 * shape.embed_dim + projected + 2 * convolved + 2 * shape.d_inner + 3 * shape.mlp_dim
-        return shape.depth, channels
+        return shape.depth, channels, 1
     from patchscale.costs.counted import layers_on_meta
 
     layers = layers_on_meta(counts.model, patch_size=counts.patch_size, img_size=counts.img_size)
-    return layers.depth, layers.widths
+    return layers.depth, layers.widths, 0
