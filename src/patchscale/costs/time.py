@@ -14,9 +14,9 @@ from patchscale.costs.profile import DeviceProfile, list_profiles, load_profile
 from patchscale.costs.roofline import executed_macs, step_work
 from patchscale.errors import UserError
 
-ASSUMED_MFU = {"vit": 0.3228, "adventurer": 0.3189}
+ASSUMED_MFU = {"vit": 0.3228, "adventurer": 0.3187}
 """Of the A100's 312 TFLOP/s in training: the values with the smallest largest error over the five patch sizes of
-Table 6 (DeiT-Base 11.0 %, Adventurer-Base 2.4 %); a test derives both, `benchmarks/cost_time.py` prints all ten."""
+Table 6 (DeiT-Base 11.0 %, Adventurer-Base 2.5 %); a test derives both, `benchmarks/cost_accuracy.py` prints all ten."""
 BUSY = 1.25
 """Ratio of two measurements of a step from which on a calibration is said to have been disturbed."""
 TABLE_6 = "GPU-hours of arXiv 2502.03738, Table 6"
