@@ -63,8 +63,8 @@ def bench(
     """Measure throughput, step time and peak memory of every combination, each in a process of its own.
 
     A training step is forward, cross-entropy, backward and AdamW on random images. Times are medians with quartiles.
-    FLOPs are 2 x MACs, training 3 x forward, recomputation not counted; MFU is against the device's stated bf16 peak.
-    Ctrl-C prints what was measured.
+    FLOPs are 2 x MACs; training is forward and backward, recomputation not counted; MFU is against the device's stated
+    bf16 peak. Ctrl-C prints what was measured.
     """
     from patchscale.requirements import require_training_half
 

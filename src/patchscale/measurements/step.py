@@ -1,8 +1,8 @@
 """One configuration, measured: how long a step takes, how many images and tokens that is a second, and what memory.
 
 A training step is forward, cross-entropy, backward and AdamW, on one batch of random images; an inference step is the
-forward pass alone. FLOPs are our own count (`patchscale.costs`), training 3 x forward, recomputation not counted, so
-MFU is that of the model and not of the implementation.
+forward pass alone. FLOPs are our own count (`patchscale.costs`), training forward and backward, recomputation not
+counted, so MFU is that of the model and not of the implementation.
 """
 
 import math
