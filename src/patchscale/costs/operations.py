@@ -17,90 +17,43 @@ from torch.utils.flop_counter import flop_registry
 
 from patchscale.errors import UserError
 
-# Free besides pointwise operations (`torch.Tag.pointwise`): no products, or a few operations for every number read, as
-# pointwise ones. `costs` counts matrix products only. Gradients have the names that torch gives them.
-FREE = frozenset(
-    f"aten.{name}"
-    for name in (
-        # views, and what only makes, copies or moves numbers
-        *(
-            "view",
-            "_unsafe_view",
-            "reshape",
-            "_reshape_alias",
-            "alias",
-            "detach",
-            "t",
-            "transpose",
-            "permute",
-            "expand",
-        ),
-        *("squeeze", "unsqueeze", "select", "slice", "split", "split_with_sizes", "chunk", "unbind", "unfold"),
-        *(
-            "diagonal",
-            "as_strided",
-            "view_as_real",
-            "view_as_complex",
-            "lift_fresh",
-            "_to_copy",
-            "copy_",
-            "clone",
-            "contiguous",
-        ),
-        *(
-            "empty",
-            "empty_like",
-            "empty_strided",
-            "new_empty",
-            "new_empty_strided",
-            "new_zeros",
-            "new_ones",
-            "new_full",
-        ),
-        *(
-            "zeros",
-            "zeros_like",
-            "ones",
-            "ones_like",
-            "full",
-            "full_like",
-            "scalar_tensor",
-            "arange",
-            "linspace",
-            "eye",
-        ),
-        *("cat", "stack", "repeat", "roll", "flip", "constant_pad_nd", "rand", "rand_like", "randn", "randn_like"),
-        *("bernoulli", "bernoulli_", "normal_", "uniform_", "randperm", "fill_", "zero_", "tril", "triu"),
-        *("unfold_backward", "slice_backward", "select_backward", "slice_scatter", "select_scatter", "split_copy"),
-        # looking up by index
-        *(
-            "index",
-            "index_select",
-            "index_put",
-            "index_put_",
-            "_unsafe_index",
-            "_unsafe_index_put",
-            "gather",
-            "scatter",
-        ),
-        *("scatter_add", "index_add", "embedding", "embedding_dense_backward", "where", "nonzero", "topk", "sort"),
-        *("argsort", "argmax", "argmin", "masked_fill", "masked_fill_", "repeat_interleave", "_local_scalar_dense"),
-        # reductions
-        *("sum", "mean", "amax", "amin", "max", "min", "prod", "var", "std", "var_mean", "cumsum", "any", "all"),
-        *("norm", "linalg_vector_norm", "logsumexp", "equal"),
-        # norms, softmax, losses, dropout
-        *("native_layer_norm", "native_layer_norm_backward", "native_group_norm", "native_group_norm_backward"),
-        *("native_batch_norm", "native_batch_norm_backward", "_native_batch_norm_legit", "cudnn_batch_norm"),
-        *("_native_batch_norm_legit_no_training", "batch_norm_backward", "_fused_rms_norm", "_fused_rms_norm_backward"),
-        *("_softmax", "_softmax_backward_data", "_safe_softmax", "_log_softmax", "_log_softmax_backward_data"),
-        *("nll_loss_forward", "nll_loss_backward", "native_dropout", "native_dropout_backward"),
-        # pooling and resampling: a few operations for every output
-        *("avg_pool2d", "avg_pool2d_backward", "max_pool2d_with_indices", "max_pool2d_with_indices_backward"),
-        *("_adaptive_avg_pool2d", "_adaptive_avg_pool2d_backward", "adaptive_max_pool2d", "upsample_nearest2d"),
-        *("upsample_bilinear2d", "upsample_bilinear2d_backward", "upsample_bicubic2d", "upsample_bicubic2d_backward"),
-        *("_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "grid_sampler_2d", "grid_sampler_2d_backward"),
-    )
-)
+FREE_OPERATIONS = {
+    "views, and what only makes, copies or moves numbers": """
+        view _unsafe_view reshape _reshape_alias alias detach t transpose permute expand squeeze unsqueeze
+        select slice split split_with_sizes chunk unbind unfold diagonal as_strided view_as_real view_as_complex
+        lift_fresh _to_copy copy_ clone contiguous empty empty_like empty_strided new_empty new_empty_strided
+        new_zeros new_ones new_full zeros zeros_like ones ones_like full full_like scalar_tensor arange linspace
+        eye cat stack repeat roll flip constant_pad_nd rand rand_like randn randn_like bernoulli bernoulli_
+        normal_ uniform_ randperm fill_ zero_ tril triu unfold_backward slice_backward select_backward
+        slice_scatter select_scatter split_copy
+    """,
+    "looking up by index": """
+        index index_select index_put index_put_ _unsafe_index _unsafe_index_put gather scatter scatter_add
+        index_add embedding embedding_dense_backward where nonzero topk sort argsort argmax argmin masked_fill
+        masked_fill_ repeat_interleave _local_scalar_dense
+    """,
+    "reductions": """
+        sum mean amax amin max min prod var std var_mean cumsum any all norm linalg_vector_norm logsumexp equal
+    """,
+    "norms, softmax, losses, dropout": """
+        native_layer_norm native_layer_norm_backward native_group_norm native_group_norm_backward
+        native_batch_norm native_batch_norm_backward _native_batch_norm_legit cudnn_batch_norm
+        _native_batch_norm_legit_no_training batch_norm_backward _fused_rms_norm _fused_rms_norm_backward
+        _softmax _softmax_backward_data _safe_softmax _log_softmax _log_softmax_backward_data nll_loss_forward
+        nll_loss_backward native_dropout native_dropout_backward
+    """,
+    "pooling and resampling: a few operations for every output": """
+        avg_pool2d avg_pool2d_backward max_pool2d_with_indices max_pool2d_with_indices_backward
+        _adaptive_avg_pool2d _adaptive_avg_pool2d_backward adaptive_max_pool2d upsample_nearest2d
+        upsample_bilinear2d upsample_bilinear2d_backward upsample_bicubic2d upsample_bicubic2d_backward
+        _upsample_bilinear2d_aa _upsample_bicubic2d_aa grid_sampler_2d grid_sampler_2d_backward
+    """,
+}
+"""Free besides pointwise operations (`torch.Tag.pointwise`): no products, or a few operations for every number read.
+
+`costs` counts matrix products only. Gradients have the names that torch gives them.
+"""
+FREE = frozenset(f"aten.{name}" for names in FREE_OPERATIONS.values() for name in names.split())
 
 # A part by a name on a module's path; the first name from the left that is here decides. Names are timm's.
 PARTS = {
