@@ -27,6 +27,8 @@ VERBS = (
     "eval",
     "sweep",
     "convert",
+    "cost",
+    "vlm",
     "fit",
     "plan",
     "report",

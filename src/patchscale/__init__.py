@@ -18,6 +18,9 @@ _EXPORTS = {
     "convert": "patchscale.models.convert",
     "ConversionReport": "patchscale.models.convert",
     "estimate_cost": "patchscale.costs.estimate",
+    "estimate_vision_language_cost": "patchscale.costs.vision_language",
+    "count_visual_tokens": "patchscale.costs.vision_language",
+    "largest_image": "patchscale.costs.vision_language",
     "load_runs": "patchscale.runs.store",
     "published": "patchscale.published_tables.tables",
     "fit_law": "patchscale.laws.fit",
@@ -33,6 +36,9 @@ _EXPORTS = {
 if TYPE_CHECKING:
     from patchscale.config import RunConfig as RunConfig
     from patchscale.costs.estimate import estimate_cost as estimate_cost
+    from patchscale.costs.vision_language import count_visual_tokens as count_visual_tokens
+    from patchscale.costs.vision_language import estimate_vision_language_cost as estimate_vision_language_cost
+    from patchscale.costs.vision_language import largest_image as largest_image
     from patchscale.errors import UserError as UserError
     from patchscale.laws.fit import fit_curves as fit_curves
     from patchscale.laws.fit import fit_law as fit_law

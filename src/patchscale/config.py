@@ -140,7 +140,8 @@ class TrainingConfig:
         try:
             return {**given, "init_from": str(path), "init_sha256": content_sha256(path)}
         except OSError as error:
-            raise ValueError(f"init_from={given['init_from']}: {error.strerror}; give a file of weights") from None
+            reason = error.strerror or error
+            raise ValueError(f"training.init_from={given['init_from']}: {reason}; give a file of weights") from None
 
     @model_validator(mode="before")
     @classmethod
@@ -381,7 +382,7 @@ def _describe(item: Any) -> str:
         known = known_fields(item["loc"][:-1])
         return f"{place}: no such field; " + (f"fields here: {', '.join(known)}" if known else "check the name")
     if item["type"] == "value_error":
-        return message if place == "config" else f"{place}: {message}"
+        return message if place == "config" or message.startswith(f"{place}.") else f"{place}: {message}"
     return f"{place}: {message} (got {item['input']!r})"
 
 

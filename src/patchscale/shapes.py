@@ -1,25 +1,47 @@
 """The built-in models as plain numbers: what their cost and their code both follow from. No torch.
 
-Sizes are those of the paper's Table 7 (arXiv 2502.03738); `nano` is for demonstrations, `test` for tests.
+Sizes are those of the paper's Table 7 (arXiv 2502.03738); `nano` is for demonstrations, `test` for tests. `so400m` is
+the shape-optimised ViT of arXiv 2305.13035, `reg4` models have the four registers of arXiv 2309.16588, and
+`giant_swiglu` is DINOv2's giant (arXiv 2304.07193); they keep the plain block: no layer scale, no attention pool.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from operator import index
+from typing import Literal
 
 from patchscale.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTShape:
-    """A plain vision transformer: class token first, learned positions for every token, biases everywhere."""
+    """A plain vision transformer: class token first, then registers, then patches; biases everywhere.
+
+    Every token has a learned position; with registers (arXiv 2309.16588) only patches have one, as in timm's
+    published models with registers.
+    """
 
     embed_dim: int
     depth: int
     num_heads: int
     mlp_dim: int
+    """Hidden width; of "swiglu", after the gate."""
+    mlp: Literal["gelu", "swiglu"] = "gelu"
+    registers: int = 0
+    class_token: bool = True
+    """Without one, the patch tokens are averaged before the head."""
 
     architecture = "vit"
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Class token and registers: tokens that take part in every layer and are no patches."""
+        return int(self.class_token) + self.registers
+
+    @property
+    def positions_of_prefix(self) -> int:
+        """Rows of the position table that belong to no patch."""
+        return 0 if self.registers else int(self.class_token)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +84,11 @@ SHAPES: dict[str, ModelShape] = {
     "vit_base": ViTShape(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072),
     "vit_large": ViTShape(embed_dim=1024, depth=24, num_heads=16, mlp_dim=4096),
     "vit_huge": ViTShape(embed_dim=1280, depth=32, num_heads=16, mlp_dim=5120),
+    "vit_so400m": ViTShape(embed_dim=1152, depth=27, num_heads=16, mlp_dim=4304, class_token=False),
+    "vit_small_reg4": ViTShape(embed_dim=384, depth=12, num_heads=6, mlp_dim=1536, registers=4),
+    "vit_base_reg4": ViTShape(embed_dim=768, depth=12, num_heads=12, mlp_dim=3072, registers=4),
+    "vit_large_reg4": ViTShape(embed_dim=1024, depth=24, num_heads=16, mlp_dim=4096, registers=4),
+    "vit_giant_swiglu_reg4": ViTShape(embed_dim=1536, depth=40, num_heads=24, mlp_dim=4096, mlp="swiglu", registers=4),
     "adventurer_test": AdventurerShape(embed_dim=32, depth=4),
     "adventurer_nano": AdventurerShape(embed_dim=96, depth=4),
     "adventurer_tiny": AdventurerShape(embed_dim=256, depth=12),
@@ -97,5 +124,5 @@ def parse_img_size(text: str, *, name: str = "img_size") -> int | tuple[int, int
     """The inverse of `format_img_size`, from text; raises `UserError`, about `name`, for anything else."""
     sides = text.lower().split("x")
     if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise UserError(f"{name} {text!r}: give pixels, one side (28) or height x width (28x56)")
+        raise UserError(f"{name} {text!r}: give pixels, one side (224) or height x width (128x256)")
     return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))

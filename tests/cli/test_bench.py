@@ -1,8 +1,14 @@
 """`patchscale bench`: rows of the grid, the crossing in words, Ctrl-C, and settings that are stated."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
 
 import pytest
+import torch
 
 from patchscale.measurements import crossover, step
 
@@ -84,6 +90,62 @@ def test_ctrl_c_prints_what_was_measured(call, monkeypatch):
     assert "interrupted: 1 of 3 measured" in said
 
 
+def test_a_crash_loses_no_row(call, monkeypatch):
+    measure, done = step.measure_step, []
+
+    def crashing(config, **options):
+        if done:
+            raise ZeroDivisionError
+        done.append(measure(config, **options))
+        return done[0]
+
+    monkeypatch.setattr(step, "measure_step", crashing)
+    with pytest.raises(ZeroDivisionError):
+        call("bench", "vit_test", "--patch-size", "16,8", *QUICK, "--output", "b.json")
+    assert json.loads(Path("b.json").read_text())["rows"] == done
+
+
+def test_a_real_ctrl_c_leaves_the_finished_rows(tmp_path):
+    batches = ",".join(str(2**n) for n in range(20))  # more than anybody waits for
+    command = [*("bench", "vit_test", "--batch-size", batches), *QUICK, "--output", "b.json"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "patchscale", *command], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    try:
+        end = time.monotonic() + 120
+        while not (tmp_path / "b.json").exists():
+            assert process.poll() is None
+            assert time.monotonic() < end
+            time.sleep(0.05)
+        rows = json.loads((tmp_path / "b.json").read_text())["rows"]  # whole at any time
+        process.send_signal(signal.SIGINT)
+        out, said = (text.decode() for text in process.communicate(timeout=60))
+    finally:
+        process.kill()
+    assert process.returncode == 130, said
+    kept = json.loads((tmp_path / "b.json").read_text())["rows"]
+    assert kept[: len(rows)] == rows
+    assert {row["status"] for row in kept} == {"ok"}
+    assert said.splitlines()[-1] == f"interrupted: {len(kept)} of 20 measured; kept in b.json"
+    assert len(out.splitlines()) == 1 + len(kept)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here it can run")
+def test_a_scan_is_refused_only_where_a_model_has_one(call):
+    given = ["--ssd-backend", "triton", *QUICK]
+    assert call("bench", "vit_test", *given)[0] == 0
+    code, _, said = call("bench", "vit_test", "adventurer_test", *given)
+    assert code == 2
+    assert "--ssd-backend triton cannot run here: the Triton kernels are for CUDA devices" in said
+
+
+@pytest.mark.parametrize("given", ["32x", "x32", "32x32x32", "3.2", "-32"])
+def test_image_sizes_are_read_as_everywhere(given, call):
+    code, _, said = call("bench", "vit_test", f"--img-size={given}", "--device", "cpu")
+    assert code == 2
+    assert said == f"error: --img-size {given!r}: give pixels, one side (224) or height x width (128x256)\n"
+
+
 def test_the_crossing_is_searched_and_told(call):
     code, out, said = call(
         *("bench", "vit_test", "adventurer_test", "--crossover", "--max-tokens", "40", "--device", "cpu"),
@@ -114,3 +176,29 @@ def test_a_search_that_finds_nothing_is_no_success(error, code, call, monkeypatc
     ended, out, _ = call("bench", "--crossover", "--device", "cpu")
     assert ended == code
     assert "nothing was measured" in out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "last"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted: 2 sizes measured; kept in c.json"),
+        (crossover.StepFailed("its process died (SIGSEGV)"), 1, "failed: 64 tokens: its process died (SIGSEGV)"),
+        (crossover.CannotTry("out of memory"), 0, None),
+    ],
+)
+def test_a_search_that_is_cut_off_keeps_its_sizes(error, code, last, call, monkeypatch):
+    def compare(first, second, **_):
+        if first.img_size >= 8:
+            raise error
+        assert first.img_size == 4 or len(json.loads(Path("c.json").read_text())["trials"]) == 1
+        times = {"first_s": 1.0, "second_s": 2.0, "ratio": 0.5, "ratio_25": 0.5, "ratio_75": 0.5, "spent_s": 0.0}
+        return crossover.Trial(tokens=first.img_size**2, img_size=first.img_size, patch_size=1, **times)
+
+    monkeypatch.setattr(crossover, "compare_models", compare)
+    ended, out, said = call("bench", "--crossover", "--device", "cpu", "--output", "c.json")
+    assert ended == code, said
+    written = json.loads(Path("c.json").read_text())
+    assert [trial["tokens"] for trial in written["trials"]] == [16, 36]
+    assert written["answer"] == out.splitlines()[-1]
+    assert written["failed"] == (code == 1)
+    assert last is None or said.splitlines()[-1] == last

@@ -41,7 +41,7 @@ def test_a_dry_run_prints_the_whole_table_and_writes_nothing(call):
         ("adventurer_test", "16", "1", "queued"),
         ("adventurer_test", "8", "4", "queued"),
     ]
-    assert "2 FLOPs a multiply-add; training: 3 x forward x images seen" in err
+    assert "2 FLOPs a multiply-add; training: forward and backward x images seen" in err
     assert "4 runs (4 queued)" in err
     assert sorted(path.name for path in Path().iterdir()) == ["study.yaml"]
 
@@ -55,8 +55,35 @@ def test_a_dry_run_as_json_has_plain_numbers(call):
     assert plan["conventions"]["flops"] == "2 x MACs"
     for row in plan["runs"]:
         assert row["images_seen"] == 32
-        assert row["flops_train_total"] == 3 * 32 * row["flops_forward_per_image"]
+        patch_embed = 2 * 3 * row["img_size"] ** 2 * 32  # FLOPs of the embedding: its input needs no gradient
+        assert row["flops_train_total"] == 32 * (3 * row["flops_forward_per_image"] - patch_embed)
     assert plan["totals"]["flops_train_total"] == sum(row["flops_train_total"] for row in plan["runs"])
+
+
+def test_a_dry_run_has_memory_and_on_a_device_hours(call):
+    overrides = ["training.precision=bf16", "training.batch_size=64", "model=[vit_base]", "model.img_size=224"]
+    plain = ["sweep", "study.yaml", "--dry-run", *overrides, "patch_size=[16,4]", "training.steps=1000"]
+    _, out, _ = call(*plain, "--json")
+    for row in json.loads(out)["runs"]:
+        assert row["peak_memory_bytes"] == sum(row["memory_bytes"].values())
+        assert (row["activation_checkpointing"], row["device_hours"]) == (False, None)
+    _, out, _ = call(*plain, "--device", "rtx3090", "--json")
+    plan = json.loads(out)
+    # Patch 4 takes 65 GiB unless blocks are computed again; the card has 24.
+    assert [row["activation_checkpointing"] for row in plan["runs"]] == [False, True]
+    hours = [row["device_hours"] for row in plan["runs"]]
+    assert plan["totals"]["device_hours"] == plan["totals"]["device_hours_to_do"] == pytest.approx(sum(hours))
+    for row, hour in zip(plan["runs"], hours, strict=True):
+        # 32.28 % of 71 TFLOP/s, and blocks computed again are a third more
+        expected = row["flops_train_total"] / (0.3228 * 71e12) / 3600
+        assert hour == pytest.approx(expected * (1.33 if row["activation_checkpointing"] else 1), rel=0.03)
+    code, out, err = call(*plain, "--device", "rtx3090")
+    assert code == 0
+    assert "hours of one rtx3090" in err
+    assert "(checkpointing)" in out
+    code, _, err = call("sweep", "study.yaml", "--device", "rtx3090")
+    assert code == 2
+    assert "give it with --dry-run" in err
 
 
 def test_a_number_of_images_that_is_unknown_is_said_to_be(call):

@@ -113,10 +113,11 @@ def test_patch_embedding_costs_the_same_at_every_patch_size(model):
     assert costs == [3 * 64 * 64 * SHAPES[model].embed_dim] * 3
 
 
-def test_conventions_flops_are_two_macs_and_training_is_three_forwards():
+def test_conventions_flops_are_two_macs_and_training_is_three_forwards_less_the_gradient_of_the_images():
     cost = estimate_cost("vit_nano", patch_size=4, img_size=28, num_classes=10)
     assert cost.flops_forward == 2 * sum(cost.macs.values())
-    assert cost.flops_train == 3 * cost.flops_forward
+    assert cost.flops_train == 3 * cost.flops_forward - 2 * cost.macs["patch_embed"]
+    assert cost.counts.macs_train["mlp"] == 3 * cost.macs["mlp"]
 
 
 def test_a_segmentation_head_works_on_every_patch_token():
@@ -148,5 +149,6 @@ def test_changing_a_result_does_not_change_the_next_one():
 
 
 def test_an_unknown_task_is_refused():
-    with pytest.raises(UserError, match="task='detection' is not known; choose one of classification, segmentation"):
-        estimate_cost("vit_nano", patch_size=4, img_size=32, task="detection")
+    words = "task='captions' is not known; choose one of classification, segmentation, detection"
+    with pytest.raises(UserError, match=words):
+        estimate_cost("vit_nano", patch_size=4, img_size=32, task="captions")

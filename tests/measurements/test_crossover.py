@@ -3,8 +3,18 @@
 from functools import partial
 
 import pytest
+import torch
 
-from patchscale.measurements.crossover import CannotTry, Trial, at_side, compare_models, find_crossover
+from patchscale.measurements import crossover as crossover_module
+from patchscale.measurements.crossover import (
+    CannotTry,
+    OutOfTime,
+    StepFailed,
+    Trial,
+    at_side,
+    compare_models,
+    find_crossover,
+)
 from patchscale.measurements.step import StepConfig
 
 
@@ -86,6 +96,93 @@ def test_ctrl_c_keeps_what_was_found():
     found = search(compare)
     assert found.interrupted
     assert len(found.trials) == 3
+
+
+def ending_at(side, error, crossing=10**9):
+    """The machine, up to a size at which it raises."""
+
+    def compare(given, seconds_left):
+        if given >= side:
+            raise error
+        return machine(crossing)(given, seconds_left)
+
+    return compare
+
+
+@pytest.mark.parametrize(
+    ("compare", "max_tokens", "stopped_by"),
+    [
+        (machine(10**9), 1000, "the most tokens allowed (1,000)"),
+        (machine(1), 1000, "the second model, which is faster already at the fewest tokens (16)"),
+        (machine(20), 1000, "neighbouring sizes (4 x 4 and 5 x 5 tokens)"),
+        (machine(3000), 50_176, "a bracket of a tenth"),
+        (ending_at(8, OutOfTime("not done within 3 s")), 1000, "the time limit (50 s), reached at 64 tokens"),
+        (ending_at(8, CannotTry("out of memory")), 1000, "64 tokens: out of memory"),
+        (ending_at(8, StepFailed("its process died (SIGSEGV)")), 1000, "64 tokens: its process died (SIGSEGV)"),
+        (ending_at(8, KeyboardInterrupt()), 1000, "Ctrl-C"),
+    ],
+)
+def test_the_record_says_why_the_search_ended(compare, max_tokens, stopped_by):
+    found = find_crossover(compare, max_tokens=max_tokens, time_limit_s=50)
+    assert found.stopped_by == found.record()["stopped_by"] == stopped_by
+    assert found.interrupted == (stopped_by == "Ctrl-C")
+    assert found.failed == ("SIGSEGV" in stopped_by)
+    assert found.complete == ("64 tokens" not in stopped_by and not found.interrupted)
+
+
+def test_a_bracket_that_stayed_wide_says_why():
+    def compare(side, seconds_left):
+        if 8 < side < 11:
+            raise StepFailed("the result of vit is not finite (nan)")
+        return machine(90)(side, seconds_left)
+
+    found = search(compare)
+    assert (found.last_first, found.first_second) == (64, 121)
+    assert found.failed
+    assert found.sentence("vit", "adventurer").endswith(
+        "; the search was stopped by 81 tokens: the result of vit is not finite (nan)"
+    )
+
+
+def test_every_size_is_handed_over_as_soon_as_it_is_measured():
+    seen = []
+    found = search(machine(100), keep=lambda partly: seen.append([trial.tokens for trial in partly.trials]))
+    assert [len(tokens) for tokens in seen] == list(range(1, len(found.trials) + 1))
+    assert seen[-1] == [trial.tokens for trial in found.trials]
+
+
+TINY = partial(StepConfig, patch_size=2, img_size=8, device="cpu", num_classes=10)
+QUICKLY = {"warm_up": 0, "repetitions": 1, "num_threads": 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "timeout_s", "kind", "words"),
+    [
+        ({"batch_size": 2**45}, None, CannotTry, "^out of memory$"),
+        ({"batch_size": -1}, None, StepFailed, "^RuntimeError: .*negative dimension"),
+        ({"batch_size": 2**13}, 0.02, OutOfTime, "not done within"),
+    ],
+)
+def test_what_cannot_be_tried_says_of_what_kind_it_is(options, timeout_s, kind, words):
+    config = TINY(model="vit_test", **options)
+    with pytest.raises(CannotTry, match=words) as caught:
+        compare_models(config, config, **QUICKLY, timeout_s=timeout_s)
+    assert type(caught.value) is kind
+
+
+def test_a_loss_that_is_not_finite_is_a_failure(monkeypatch):
+    build_step = crossover_module.build_step
+
+    def poisoned(config, device):
+        model, step = build_step(config, device)
+        if config.model == "adventurer_test":
+            torch.nn.init.constant_(model.head.bias, float("nan"))
+        return model, step
+
+    monkeypatch.setattr(crossover_module, "build_step", poisoned)
+    found = crossover_module._compare_here(TINY(model="vit_test"), TINY(model="adventurer_test"), **QUICKLY)
+    assert isinstance(found, StepFailed)
+    assert str(found) == "the result of adventurer_test is not finite (nan)"
 
 
 def test_both_models_on_this_machine():

@@ -17,7 +17,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from patchscale.costs.flops import scan_macs
 from patchscale.errors import UserError
-from patchscale.models.ssd import triton as kernels
+from patchscale.models.ssd import triton as launches
+from patchscale.models.ssd import triton_kernels as kernels
 from patchscale.models.ssd.reference import ssd_reference
 from patchscale.models.ssd.triton import ssd_triton
 
@@ -28,7 +29,7 @@ CHUNKS_PER_SEGMENT = 2
 
 @pytest.fixture(autouse=True)
 def short_segments(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "CHUNKS_PER_SEGMENT", CHUNKS_PER_SEGMENT)
+    monkeypatch.setattr(launches, "CHUNKS_PER_SEGMENT", CHUNKS_PER_SEGMENT)
 
 
 def random_inputs(
@@ -145,9 +146,9 @@ def test_tensors_with_any_strides() -> None:
 def test_heads_are_summed_by_one_program_or_by_several(
     programs: int, heads_per_block: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kernels, "PROGRAMS_PER_MULTIPROCESSOR", programs)
+    monkeypatch.setattr(launches, "PROGRAMS_PER_MULTIPROCESSOR", programs)
     inputs = random_inputs(17, heads=4)
-    scan = kernels._Scan(*(inputs[name] for name in ("x", "dt", "A", "B", "C", "D", "dt_bias")), True, 16)
+    scan = launches._Scan(*(inputs[name] for name in ("x", "dt", "A", "B", "C", "D", "dt_bias")), True, 16)
     assert (scan.segments, scan.heads_per_block) == (1, heads_per_block)
     assert_is_the_recurrence(inputs, 1e-5)
 

@@ -52,6 +52,15 @@ def test_what_cannot_run_is_refused(name: str, message: str) -> None:
         ssd_scan(**random_inputs(3), backend=name)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="here they can run")
+@pytest.mark.parametrize("option", ["--ssd-backend ", "execution.ssd_backend="])
+def test_a_refusal_names_the_option_that_was_given(option: str) -> None:
+    with pytest.raises(UserError, match=f"^{option}'fast' is unknown"):
+        resolve_backend("fast", CPU, option=option)
+    with pytest.raises(UserError, match=f"^{option}triton cannot run here: .*; use {option}auto or {option}chunked$"):
+        resolve_backend("triton", CPU, option=option)
+
+
 @pytest.mark.parametrize("surroundings", [torch.inference_mode, torch.no_grad, lambda: torch.autocast("cpu")])
 def test_the_check_passes_for_what_is_right_wherever_it_is_called(surroundings) -> None:  # type: ignore[no-untyped-def]
     with surroundings():

@@ -1,6 +1,6 @@
 import pytest
 
-from patchscale.costs.estimate import estimate_cost
+from patchscale.costs.counts import count
 from patchscale.errors import UserError
 from patchscale.recipes import RECIPES
 from patchscale.sweeps.plan import plan_study, totals
@@ -200,8 +200,8 @@ def test_the_plan_is_priced_and_the_cheapest_comes_first(study_file, tmp_path):
     assert flops == sorted(flops)
     assert {item.state for item in planned} == {"queued"}
     first = planned[0]
-    cost = estimate_cost("vit_nano", patch_size=14, img_size=28, num_classes=10)
-    assert first.cost == cost
+    cost = count("vit_nano", patch_size=14, img_size=28, num_classes=10)
+    assert first.counts == cost
     # 54,000 images (a tenth is held out), 5 epochs of 843.75 batches of 64, rounded up.
     assert first.workload.images_seen == 4219 * 64
     assert first.flops_train_total == cost.flops_train * 4219 * 64
@@ -225,7 +225,7 @@ def test_unknown_numbers_of_images_stay_unknown(tmp_path):
     }
     (planned,) = plan_study(build_study(values), tmp_path)
     assert planned.flops_train_total is None
-    assert planned.cost.flops_forward > 0
+    assert planned.counts.flops_forward > 0
     assert totals([planned])["flops_train_total"] is None
     (fixed,) = plan_study(build_study(values, ["training.steps=10"]), tmp_path)
-    assert fixed.flops_train_total == 320 * fixed.cost.flops_train
+    assert fixed.flops_train_total == 320 * fixed.counts.flops_train

@@ -54,13 +54,18 @@ def outcome(run: RunDirectory) -> dict[str, Any]:
 
 
 def start(run: RunDirectory) -> multiprocessing.Process:
-    """Train in a process of its own, started as sweeps start theirs.
+    """Train in a process of its own, started as sweeps start theirs."""
+    return start_process(_child, str(run.path), dict(os.environ), 1, True)
+
+
+def start_process(target: Callable[..., None], *arguments: Any) -> multiprocessing.Process:
+    """Call a function of a module in a process of its own, one that has imported what sweeps import.
 
     Not forked from this process: once it has compiled a backward pass, torch refuses backward in children of it.
     """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    process = context.Process(target=_child, args=(str(run.path), dict(os.environ), 1, True))
+    process = context.Process(target=target, args=arguments)
     with _surroundings_of_a_child():
         process.start()
     return process  # type: ignore[return-value]

@@ -27,8 +27,9 @@ def plan(*overrides, before=None):
 
 def needed(overrides, micro_batch_size, *, checkpointing):
     """Free memory in GiB that a plan needs, with a little to spare."""
-    estimate = estimate_memory(build_config(TINY, overrides), 10, micro_batch_size, CPU)
-    return 1.001 * estimate.total(activation_checkpointing=checkpointing) / MEMORY_SHARE / GIB
+    config = build_config(TINY, overrides)
+    estimate = estimate_memory(config, 10, micro_batch_size, CPU, activation_checkpointing=checkpointing)
+    return 1.001 * estimate.peak_bytes / MEMORY_SHARE / GIB
 
 
 def test_small_runs_are_left_alone(make_run):
@@ -107,7 +108,7 @@ def test_every_pixel_a_token_trains_in_12_gib(peak_memory):
     (peak,) = peak_memory(ONE_STEP, f"step({values!r})")
     print(f"peak {peak / GIB:.2f} GiB")
     assert peak < 12 * GIB
-    estimate = estimate_memory(build_config(values), 10, 1, CPU).total(activation_checkpointing=True)
+    estimate = estimate_memory(build_config(values), 10, 1, CPU, activation_checkpointing=True).peak_bytes
     assert estimate / 1.5 < peak < 1.5 * estimate
 
 

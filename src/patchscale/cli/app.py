@@ -7,6 +7,7 @@ import typer
 from patchscale.cli import (
     bench,
     convert,
+    cost,
     doctor,
     evaluate,
     fit,
@@ -17,6 +18,7 @@ from patchscale.cli import (
     runs,
     sweep,
     train,
+    vlm,
 )
 from patchscale.errors import RunFailed, UserError
 
@@ -33,6 +35,8 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("convert")(convert.convert)
+app.command("cost")(cost.cost)
+app.command("vlm")(vlm.vlm)
 app.command("fit")(fit.fit)
 app.command("plan")(plan.plan)
 app.command("report")(report.report)

@@ -42,7 +42,7 @@ def runs(
 ) -> None:
     """List runs, finished or not, with their results.
 
-    FLOPs are 2 x MACs, training 3 x forward; the metric is the test split's, a fraction in CSV and JSON.
+    FLOPs are 2 x MACs, training forward and backward; the metric is the test split's, a fraction in CSV and JSON.
     """
     import sys
 

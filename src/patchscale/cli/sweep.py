@@ -5,9 +5,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from patchscale.errors import UserError
+
 if TYPE_CHECKING:
     import pandas as pd
 
+    from patchscale.costs.estimate import Cost
+    from patchscale.sweeps.plan import PlannedRun
     from patchscale.sweeps.study import Study
 
 PREFIXES = {"M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
@@ -20,6 +24,12 @@ def sweep(
         typer.Argument(help="Changes such as training.epochs=1, or of the grid: patch_size=[8,4] seed=[0,1]."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print every run with its cost; start nothing.")] = False,
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="With --dry-run: also hours on h100, a100, ..., or a profile (patchscale cost --list-devices)."
+        ),
+    ] = None,
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time. Default: one per GPU, else one per core.")
     ] = None,
@@ -31,7 +41,8 @@ def sweep(
 ) -> None:
     """Train every combination of a study; finished runs are skipped, interrupted ones resumed.
 
-    Ctrl-C lets the running ones save and stop; the same command goes on. FLOPs are 2 x MACs, training 3 x forward.
+    Ctrl-C lets the running ones save and stop; the same command goes on. FLOPs are 2 x MACs, training is forward and
+    backward.
     """
     import shlex
     import sys
@@ -41,8 +52,12 @@ def sweep(
     loaded = load_study(study, overrides or [])
     _tell_what_was_left_out(loaded)
     if dry_run:
-        _print_plan(loaded, runs_root, json=json)
+        _print_plan(loaded, runs_root, device, json=json)
         return
+    if device is not None:
+        raise UserError(
+            f"--device {device} prices a study: give it with --dry-run; execution.device is where runs train"
+        )
 
     from patchscale.cli.sweep_progress import watch_sweep
     from patchscale.sweeps.executors.local import SweepInterrupted
@@ -69,55 +84,85 @@ def _tell_what_was_left_out(study: "Study") -> None:
         print(f"{study.duplicates} combinations are the same as others and are run once", file=sys.stderr)
 
 
-def _print_plan(study: "Study", runs_root: Path, *, json: bool) -> None:
-    import sys
-
+def _print_plan(study: "Study", runs_root: Path, device: str | None, *, json: bool) -> None:
+    from patchscale.cli.measuring import say
     from patchscale.cli.output import print_json, print_table
-    from patchscale.reports.words import integer
+    from patchscale.costs.estimate import CONVENTIONS
+    from patchscale.reports.words import integer, size_bytes
     from patchscale.sweeps.plan import plan_study, totals
+    from patchscale.sweeps.price import price
 
     planned = plan_study(study, runs_root)
+    costs = [price(item, device) for item in planned]
+    hours = [_hours(item, cost) for item, cost in zip(planned, costs, strict=True)]
     summary = totals(planned)
+    if device is not None:
+        to_do = [each for item, each in zip(planned, hours, strict=True) if item.state != "done"]
+        summary["device_hours"], summary["device_hours_to_do"] = _sum(hours), _sum(to_do)
     if json:
-        conventions = {"flops": "2 x MACs", "flops_train": "3 x forward", "tokens": "patches, without class token"}
-        runs = [item.row() for item in planned]
+        runs = [
+            item.row()
+            | {"memory_bytes": cost.memory.parts(), "peak_memory_bytes": cost.memory.peak_bytes}
+            | {"activation_checkpointing": cost.activation_checkpointing, "device_hours": each}
+            for item, cost, each in zip(planned, costs, hours, strict=True)
+        ]
         left_out = list(study.left_out)
         print_json(
-            {"study": study.name, "runs": runs, "totals": summary, "left_out": left_out, "conventions": conventions}
+            {"study": study.name, "runs": runs, "totals": summary, "left_out": left_out, "conventions": CONVENTIONS}
         )
         return
     unit = _unit(max(item.flops_train_total or 0 for item in planned))
-    print_table(
-        [
-            {
-                "model": row["model"],
-                "img_size": row["img_size"],
-                "patch_size": row["patch_size"],
-                "seed": row["seed"],
-                "tokens": integer(row["tokens"]),
-                "params": integer(row["params_total"]),
-                "GFLOPs/image": f"{row['flops_forward_per_image'] / 1e9:.4g}",
-                f"train {unit}FLOPs": _in_unit(row["flops_train_total"], unit),
-                "state": row["state"] + (f" ({row['failure_kind']})" if row["failure_kind"] else ""),
-            }
-            for row in (item.row() for item in planned)
-        ]
-    )
+    rows = []
+    for item, cost, each in zip(planned, costs, hours, strict=True):
+        row = item.row()
+        blocks = " (checkpointing)" if cost.activation_checkpointing else ""
+        shown = {
+            "model": row["model"],
+            "img_size": row["img_size"],
+            "patch_size": row["patch_size"],
+            "seed": row["seed"],
+            "tokens": integer(row["tokens"]),
+            "params": integer(row["params_total"]),
+            "GFLOPs/image": f"{row['flops_forward_per_image'] / 1e9:.4g}",
+            f"train {unit}FLOPs": _in_unit(row["flops_train_total"], unit),
+            "memory": size_bytes(cost.memory.peak_bytes) + blocks,
+        }
+        if device is not None:
+            shown["hours"] = "?" if each is None else f"{each:.3g}"
+        rows.append(shown | {"state": row["state"] + (f" ({row['failure_kind']})" if row["failure_kind"] else "")})
+    print_table(rows)
     states = ", ".join(f"{count} {state}" for state, count in summary["states"].items())
-    print(
+    say(
         f"{summary['runs']} runs ({states}); training {_in_unit(summary['flops_train_total'], unit)} {unit}FLOPs "
-        f"in all, {_in_unit(summary['flops_train_to_do'], unit)} not done yet\n"
-        "GFLOPs/image: one forward pass, 2 FLOPs a multiply-add; training: 3 x forward x images seen",
-        file=sys.stderr,
+        f"in all, {_in_unit(summary['flops_train_to_do'], unit)} not done yet"
     )
-    if summary["flops_train_total"] is None:
-        print(
-            "?: the number of training images is unknown here; training.steps or data.train_images fixes it",
-            file=sys.stderr,
+    if device is not None:
+        say(
+            f"hours of one {device}: {_hours_words(summary['device_hours'])} in all, "
+            f"{_hours_words(summary['device_hours_to_do'])} not done yet; training steps only"
         )
+        for source in dict.fromkeys(cost.time.source for cost in costs if cost.time is not None):
+            say(f"time: {source}")
+    say("GFLOPs/image: one forward pass, 2 FLOPs a multiply-add; training: forward and backward x images seen")
+    say("memory: tensors of a training step at its peak" + ("" if device else ", on a GPU; --device adds hours"))
+    if summary["flops_train_total"] is None:
+        say("?: the number of training images is unknown here; training.steps or data.train_images fixes it")
     for item in planned:
         if item.message:
-            print(f"{item.state}: {item.config.run_id}: {item.message}", file=sys.stderr)
+            say(f"{item.state}: {item.config.run_id}: {item.message}")
+
+
+def _hours(item: "PlannedRun", cost: "Cost") -> float | None:
+    images = item.workload.images_seen
+    return None if images is None else cost.device_hours(images)
+
+
+def _sum(hours: list[float | None]) -> float | None:
+    return None if None in hours else sum(each for each in hours if each is not None)
+
+
+def _hours_words(hours: float | None) -> str:
+    return "?" if hours is None else f"{hours:.3g}"
 
 
 def _unit(largest: int) -> str:

@@ -123,7 +123,7 @@ class _TimeLeft:
     def plan(self, todo: Sequence[PlannedRun]) -> None:
         for job in todo:
             images = job.workload.images_seen or 1
-            self.work[job.config.run_id] = images * (job.cost.flops_train + OVERHEAD_FLOPS_PER_IMAGE)
+            self.work[job.config.run_id] = images * (job.counts.flops_train + OVERHEAD_FLOPS_PER_IMAGE)
             self.already[job.config.run_id] = share_done(job.run)
 
     def start(self) -> None:

@@ -1,6 +1,6 @@
 """Counting a model for which there is no formula: run it on torch's meta device and add up its operations.
 
-The only file of `costs` that needs torch; it is imported on use.
+This file and `operations.py` are the only ones of `costs` that need torch; it is imported on use.
 """
 
 from dataclasses import dataclass
@@ -15,36 +15,58 @@ if TYPE_CHECKING:
     from torch import nn
 
 
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """A timm model without its linear head, counted for one image."""
+
+    params: dict[str, int]
+    """Parameters by part."""
+    macs: dict[str, int]
+    """Multiply-adds of one forward pass by part."""
+    macs_train: dict[str, int]
+    """Multiply-adds of a forward and a backward pass by part, nothing computed twice."""
+    embed_dim: int
+    heads: int
+    """Linear heads for classification: two in distilled models, which predict their mean."""
+
+
 @cache
 def count_on_meta(
-    model: str, *, patch_size: int, img_size: int | tuple[int, int], pos_embed: PosEmbed = "learned"
-) -> tuple[dict[str, int], dict[str, int], int]:
-    """(parameters by part, multiply-adds by part, embed_dim) of a timm model without its head.
+    model: str,
+    *,
+    patch_size: int,
+    img_size: int | tuple[int, int],
+    pos_embed: PosEmbed = "learned",
+    task: str = "classification",
+) -> Counted:
+    """Run a timm model forward and backward on the meta device, where nothing is allocated, and add up what it does.
 
-    Counted by `torch.utils.flop_counter`: convolutions, matrix products, attention. Nothing is allocated.
-    Raises `UserError` if torch or timm is missing, or if timm has no such model.
+    Pooling counts for `task="classification"`; dense tasks read the patch tokens. Raises `UserError` if torch or timm
+    is missing, if timm has no such model, or if an operation of it has no count (see `operations.py`).
     """
-    built = _build_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed)
+    built = _build_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed).eval()
     import torch
-    from torch.utils.flop_counter import FlopCounterMode
 
+    from patchscale.costs.operations import count_forward_and_backward
     from patchscale.models.parameters import count_parameters
 
     images = torch.empty(1, 3, *image_height_width(img_size), device="meta")
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
-        built.eval().forward_features(images)  # type: ignore[operator]
+    forward = built if task == "classification" else built.forward_feature_map
+    macs, macs_train = count_forward_and_backward(built, forward, images, name=model)  # type: ignore[arg-type]
     counts = count_parameters(built)
     params = {
         "patch_embed": counts["patch_embed"],
         "pos_embed": counts["pos_embed"],
         "blocks": counts["total"] - counts["patch_embed"] - counts["pos_embed"],
     }
-    operations = counter.get_flop_counts()["Global"]
-    by_part = {"convolution": 0, "attention_quadratic": 0, "linear": 0}
-    for operation, flops in operations.items():
-        by_part[_part(str(operation))] += flops // 2
-    return params, by_part, int(built.num_features)  # type: ignore[arg-type]
+    classifier = built.get_classifier()  # type: ignore[operator]
+    return Counted(
+        params=params,
+        macs=macs,
+        macs_train=macs_train,
+        embed_dim=int(built.num_features),  # type: ignore[arg-type]
+        heads=len(classifier) if isinstance(classifier, tuple) else 1,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,9 +126,3 @@ def _build_on_meta(
     with torch.device("meta"):
         built = create_model(model, patch_size=patch_size, img_size=img_size, num_classes=0, pos_embed=pos_embed)
     return built.to("meta")  # timm 1.0.21 makes some buffers on the CPU whatever the default device
-
-
-def _part(operation: str) -> str:
-    if "convolution" in operation:
-        return "convolution"
-    return "attention_quadratic" if "attention" in operation or "bmm" in operation else "linear"

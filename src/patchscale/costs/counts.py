@@ -4,19 +4,20 @@ Built-in models are counted by closed formulas; any other timm name is built on 
 weights) and its operations are counted there. Memory, time and money all follow from these numbers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from patchscale.costs.flops import backbone_macs, head_macs
-from patchscale.costs.params import PosEmbed, backbone_params, head_params
-from patchscale.costs.tokens import num_tokens
-from patchscale.errors import UserError
+from patchscale.costs.flops import backbone_macs
+from patchscale.costs.heads import HeadCounts, count_head
+from patchscale.costs.params import PosEmbed, backbone_params
+from patchscale.costs.tokens import token_grid
+from patchscale.head_shapes import default_head, head_shape
 from patchscale.shapes import SHAPES, ModelShape
 
 if TYPE_CHECKING:
     import pandas as pd
 
-TASKS = ("classification", "segmentation")
+HEAD_PARTS = ("params", "macs", "macs_train")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +30,7 @@ class Counts:
     patch_size: int
     img_size: int | tuple[int, int]
     task: str
+    head: str
     num_classes: int
     tokens: int
     """Patches of an image; class and mean tokens are not counted here, but are in the FLOPs."""
@@ -38,7 +40,13 @@ class Counts:
     macs: dict[str, int]
     """Multiply-adds of one forward pass by part; elementwise work is not counted (see `patchscale.costs`)."""
     macs_train: dict[str, int]
-    """Multiply-adds of a forward and a backward pass by part; what is computed again is not counted twice."""
+    """Multiply-adds of a forward and a backward pass by part; what is computed again is not counted twice.
+
+    A product costs three times its forward pass: its own, the gradient of its input, that of its weight. The patch
+    embedding costs twice, because images need no gradient.
+    """
+    head_counts: HeadCounts | None
+    """The part of all this that the head is; None without one."""
 
     @property
     def params_total(self) -> int:
@@ -53,7 +61,8 @@ class Counts:
     @property
     def params_backbone(self) -> int:
         """Parameters without head and position table: the N of scaling laws."""
-        return self.params_total - self.params_pos_embed - self.params.get("head", 0)
+        head = sum(self.head_counts.params.values()) if self.head_counts else 0
+        return self.params_total - self.params_pos_embed - head
 
     @property
     def flops_forward(self) -> int:
@@ -91,39 +100,58 @@ def count(
     img_size: int | tuple[int, int],
     num_classes: int = 1000,
     task: str = "classification",
+    head: str | None = None,
     pos_embed: PosEmbed = "learned",
 ) -> Counts:
-    """Tokens, parameters and MACs of `model`, with a linear head for `task`.
+    """Tokens, parameters and MACs of `model` with a `head` for `task` (default: the plainest), or none for 0 classes.
 
     A built-in name needs no torch; other timm names do. Raises `UserError` for a patch size that does not divide the
-    image, an unknown model or task, and for a timm name without torch.
+    image, an unknown model, task or head, and for a timm name without torch.
     """
-    tokens = num_tokens(img_size, patch_size)
-    if task not in TASKS:
-        raise UserError(f"task={task!r} is not known; choose one of {', '.join(TASKS)}")
+    grid = token_grid(img_size, patch_size)
+    tokens = grid[0] * grid[1]
+    head = head or default_head(task)
+    chosen_head = head_shape(head, task=task)
     shape = SHAPES.get(model)
     if shape is not None:
         params = backbone_params(shape, tokens=tokens, patch_size=patch_size, pos_embed=pos_embed)
         macs = backbone_macs(shape, tokens=tokens, patch_size=patch_size)
-        embed_dim = shape.embed_dim
+        macs_train = {part: (2 if part == "patch_embed" else 3) * number for part, number in macs.items()}
+        embed_dim, heads = shape.embed_dim, 1
     else:
         from patchscale.costs.counted import count_on_meta
 
-        counted = count_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed)
-        params, macs, embed_dim = dict(counted[0]), dict(counted[1]), counted[2]
+        counted = count_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed, task=task)
+        params, macs, macs_train = dict(counted.params), dict(counted.macs), dict(counted.macs_train)
+        embed_dim, heads = counted.embed_dim, counted.heads if task == "classification" else 1
+    head_counts = None
     if num_classes:
-        params["head"] = head_params(embed_dim, num_classes=num_classes)
-        macs["head"] = head_macs(embed_dim, num_classes=num_classes, tokens=tokens, task=task)
+        head_counts = count_head(
+            chosen_head,
+            embed_dim=embed_dim,
+            grid=grid,
+            patch_size=patch_size,
+            img_size=img_size,
+            num_classes=num_classes,
+        )
+        if heads > 1:
+            many = {key: {part: heads * n for part, n in getattr(head_counts, key).items()} for key in HEAD_PARTS}
+            head_counts = replace(head_counts, **many)  # type: ignore[arg-type]
+        params |= head_counts.params
+        macs |= head_counts.macs
+        macs_train |= head_counts.macs_train
     return Counts(
         model=model,
         shape=shape,
         patch_size=patch_size,
         img_size=img_size,
         task=task,
+        head=head,
         num_classes=num_classes,
         tokens=tokens,
         embed_dim=embed_dim,
         params=params,
         macs=macs,
-        macs_train={part: (2 if part == "patch_embed" else 3) * number for part, number in macs.items()},
+        macs_train=macs_train,
+        head_counts=head_counts,
     )

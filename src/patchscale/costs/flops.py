@@ -16,17 +16,13 @@ def backbone_macs(shape: ModelShape, *, tokens: int, patch_size: int, in_channel
     return {"patch_embed": tokens * in_channels * patch_size**2 * shape.embed_dim} | parts
 
 
-def head_macs(embed_dim: int, *, num_classes: int, tokens: int, task: str) -> int:
-    """One linear layer: on the class token for classification, on every patch token for segmentation."""
-    return embed_dim * num_classes * (tokens if task == "segmentation" else 1)
-
-
 def _vit_macs(shape: ViTShape, tokens: int) -> dict[str, int]:
-    n, D = tokens + 1, shape.embed_dim  # the class token takes part in every layer
+    n, D = tokens + shape.prefix_tokens, shape.embed_dim
+    matrices = 3 if shape.mlp == "swiglu" else 2
     return {
         "attention_linear": shape.depth * 4 * n * D * D,  # query, key, value, output
         "attention_quadratic": shape.depth * 2 * n * n * D,  # scores, and scores times values
-        "mlp": shape.depth * 2 * n * D * shape.mlp_dim,
+        "mlp": shape.depth * matrices * n * D * shape.mlp_dim,
     }
 
 
@@ -35,7 +31,7 @@ def _adventurer_macs(shape: AdventurerShape, tokens: int) -> dict[str, int]:
     n, L = tokens + 1, tokens + 2  # with the class token; the mixer also sees the mean token
     in_proj = D * (2 * E + 2 * S + shape.num_heads)
     return {
-        "mixer_linear": shape.depth * L * (in_proj + E * D),
+        "mixer_linear": shape.depth * (L * in_proj + n * E * D),  # the mean token is dropped before out_proj
         "conv": shape.depth * L * shape.d_conv * (E + 2 * S),
         "scan": shape.depth * scan_macs(L, d_inner=E, d_state=S, chunk_size=shape.chunk_size),
         "mlp": shape.depth * 3 * n * D * shape.mlp_dim,  # SwiGLU has three matrices

@@ -1,193 +1,279 @@
-"""Memory of one training step, by part, from closed formulas. No torch for the built-in models.
+"""Peak memory of a training step and of a forward pass, by part, from closed formulas. No torch for built-in models.
 
-Counted is what tensors need. Not counted: the Python process with torch in it (0.4 to 0.6 GiB, on a GPU some 0.5 GiB
-more), data sets held in memory, loader processes.
+Memory rises and falls within a step, so the peak is that of its largest moment, not the sum of parts that never live at
+the same time. Weights, both moments of AdamW, the moving average and the batch live throughout. Besides:
 
-Activations are what autograd keeps from the forward pass for the backward pass: the inputs of matrix products, norms,
-gates, and of attention or scan. Residual sums and reshapes keep nothing. Per token and block, in numbers (D embed_dim,
-m mlp_dim; E d_inner, S d_state, H heads; P = 2E + 2S + H outputs of in_proj; c = E + 2S channels of the convolution):
+    end of forward     activations of all blocks, the head's intermediate results
+    last block         activations of all blocks, that block's gradients and intermediate results
+    first block        activations of one block and its intermediate results, all gradients
+    optimizer step     all gradients, the optimizer's intermediate results
 
-    ViT          8 D + 2 m              inputs of norms 2D and of linear layers 3D + m; q, k, v 3D; GELU's m
-    Adventurer   4 D + P + 3 c + 4 E    inputs of norms 2D, of in_proj and SwiGLU 2D; P; into and out of the convolution
-                 + 4 m                  and its SiLU 3c; scan's output, gate, their product, normed 4E; SwiGLU 4m
-      on a CPU   6 D + P + E + 4 m      norms keep 2D more; what lies between in_proj and out_proj is computed again,
-                                        stretch by stretch (`models/mixing.py`); if it is short, the scan keeps 6E more
+With activation checkpointing "activations of all blocks" are their inputs, and those of the block at hand. With
+micro-batches all gradients live throughout, from the second on. With bf16 autocast copies of the weights live from the
+forward pass to the backward pass of their layer. What blocks keep and need is in `costs/activations.py`; a model
+without a formula is traced (`costs/traced.py`).
 
-With bf16 autocast, matrix products and what they read take 2 bytes a number, norms and the residual stream 4. The
-score matrix of attention does not appear: fused attention never writes it. With activation checkpointing only the input
-of every block is kept, besides the activations of one block at a time.
-
-For the built-in models the total is right to a factor of 1.5 on a CPU (`tests/costs/test_memory.py` measures it). On
-GPUs it has not been measured.
+Counted is what tensors need. Not counted: the process with torch in it (0.4 to 0.6 GiB, on a GPU some 0.5 GiB more),
+workspaces of libraries, data sets held in memory, loader processes.
 """
 
-from dataclasses import asdict, dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 
-from patchscale.costs.counts import count
-from patchscale.costs.params import PosEmbed
-from patchscale.shapes import SHAPES, AdventurerShape, ViTShape, image_height_width
+from patchscale.costs.activations import FLOAT32, Activations, Precision, activations
+from patchscale.costs.counts import Counts
+from patchscale.errors import UserError
+from patchscale.shapes import ViTShape, image_height_width
 
-FLOAT32 = 4
-IMAGE_BYTES_PER_PIXEL = 2 * 3 * FLOAT32 + 8
-"""Three channels, twice, because the next batch is loaded or mixed meanwhile; and a label."""
-# How Adventurer works on a CPU, as in `models/mamba2.py` and `models/ssd/chunked.py`.
-STRETCHES_FROM_ELEMENTS = 2**24
-"""Outputs of in_proj in a pass from which on they are mixed stretch by stretch."""
-ELEMENTS_PER_STRETCH = 2**20
-"""Outputs of in_proj in a stretch, for each thread."""
-SCAN_SEGMENT = 1024
-"""Tokens of a shorter sequence for which the scan keeps its intermediate results."""
-SCAN_KEPT = 6
-"""Those, in numbers per token and channel."""
-# Measured on a CPU with torch 2.15, 2026-11-22.
-STRETCH_WORKING = 16
-"""Intermediate results of a stretch that is computed again, in numbers per output of in_proj."""
-GENERIC_FACTOR = 1.5
-"""For models of timm without a formula of their own: rotary positions, gated layers and layer scales keep more."""
-SCORES_KEPT = 4
-"""Copies of the score matrix where attention cannot be fused, because a position bias or mixed heads come between."""
+MEMORY_SHARE = 0.8
+"""Part of a device's memory that an estimate may fill: estimates err, and others use the machine too."""
+LABEL_BYTES = 8
+"""A class, as torch's cross-entropy takes it: of every image, or in segmentation of every pixel."""
+OPTIMIZER_COPIES_ON_CPU = 2
+"""Of the largest parameter: AdamW goes through them one by one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainMemory:
-    """Bytes of one training step with AdamW, by part."""
+class Memory:
+    """Bytes that live at the largest moment, by part."""
 
     weights: int
-    gradients: int
-    optimizer: int
+    gradients: int = 0
+    optimizer: int = 0
     """Two moments of every parameter."""
-    ema: int
+    ema: int = 0
     """The moving average of the weights, if one is kept."""
     batch: int
     """Images and targets of the whole batch."""
     activations: int
-    """Kept from the forward pass of a micro-batch for its backward pass."""
-    activations_checkpointed: int
-    """The same with activation checkpointing: inputs of all blocks, and one block's activations."""
-    working: int
-    """Intermediate results beside what is kept; copies of the weights in bf16; at least those of the optimizer step."""
+    """What the forward pass left for the backward pass; at inference, the tokens between two blocks."""
+    workspace: int
+    """Intermediate results beside it, copies of the weights in bf16, those of the optimizer."""
+    peak_at: str
+    """Which moment it is."""
+    moments: Mapping[str, int]
+    """Bytes of every moment, all parts together."""
 
-    def total(self, *, activation_checkpointing: bool) -> int:
-        """The most that is needed at a time."""
-        return sum(self.parts(activation_checkpointing=activation_checkpointing).values())
+    @property
+    def peak_bytes(self) -> int:
+        """The most that lives at a time: the sum of `parts()`."""
+        return sum(self.parts().values())
 
-    def parts(self, *, activation_checkpointing: bool) -> dict[str, int]:
-        """Bytes by part, one of the two kinds of activations left out."""
-        parts = asdict(self)
-        checkpointed = parts.pop("activations_checkpointed")
-        return parts | {"activations": checkpointed} if activation_checkpointing else parts
+    def parts(self) -> dict[str, int]:
+        """Bytes by part."""
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.type in (int, "int")}
 
 
-def estimate_train_memory(
-    model: str,
+@dataclass(frozen=True, kw_only=True)
+class _Moment:
+    gradients: int = 0
+    activations: int = 0
+    workspace: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.gradients + self.activations + self.workspace
+
+
+def train_memory(
+    counts: Counts,
     *,
-    patch_size: int,
-    img_size: int | tuple[int, int],
     batch_size: int,
     micro_batch_size: int | None = None,
-    num_classes: int = 1000,
-    task: str = "classification",
-    pos_embed: PosEmbed = "learned",
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Precision = "fp32",
+    activation_checkpointing: bool = False,
     ema: bool = False,
     device: str = "cuda",
     num_threads: int = 1,
-) -> TrainMemory:
-    """Memory of a training step of `batch_size` images, `micro_batch_size` (default: all) of them in a pass.
+) -> Memory:
+    """Peak of a training step with AdamW on `batch_size` images, `micro_batch_size` (default: all) of them in a pass.
 
-    Adventurer works differently on `device="cpu"`, where `num_threads` counts, than on all others. A built-in name
-    needs no torch; other timm names do, and their estimate is rougher and on the high side. Raises `UserError` as
-    `estimate_cost` does.
+    Adventurer works differently on `device="cpu"`, where `num_threads` counts, than on all others. The step is one that
+    is not the first, so that the optimizer has its moments. Raises `UserError` for sizes below 1 or an unknown
+    precision, and for a model without a formula where torch is missing.
     """
-    cost = count(
-        model, patch_size=patch_size, img_size=img_size, num_classes=num_classes, task=task, pos_embed=pos_embed
-    )
-    height, width = image_height_width(img_size)
-    images = micro_batch_size or batch_size
-    narrow: int = 2 if precision == "bf16" else FLOAT32
-    weights = FLOAT32 * cost.params_total
-    shape = SHAPES.get(model)
-    if isinstance(shape, ViTShape):
-        blocks = _vit_block_bytes(shape, images * cost.tokens, narrow)
-    elif isinstance(shape, AdventurerShape):
-        threads = num_threads if device == "cpu" else None
-        blocks = _adventurer_block_bytes(shape, images, cost.tokens, narrow, cpu_threads=threads)
-    else:
-        blocks = _timm_block_bytes(model, images, cost.tokens, narrow, patch_size=patch_size, img_size=img_size)
-    stream = FLOAT32 * blocks.embed_dim * images * cost.tokens  # the tokens between two blocks
-    head_kept, head_working = _head_bytes(num_classes, images * cost.tokens, images * height * width, task)
-    ends = 2 * stream + head_kept  # input and output of the last norm
-    return TrainMemory(
+    images = min(micro_batch_size or batch_size, batch_size)
+    blocks = _activations(counts, batch_size, images, precision, device, num_threads)
+    narrow = 2 if precision == "bf16" else FLOAT32
+    head = _head(counts, images, narrow)
+    weights = FLOAT32 * counts.params_total
+    head_gradients = FLOAT32 * head.params
+    block_gradients = FLOAT32 * _block_params(counts) // blocks.depth
+    copies = narrow * (_block_params(counts) + counts.params.get("patch_embed", 0) + head.params)
+    if precision == "fp32":
+        copies = 0
+    earlier = weights if images < batch_size else 0  # gradients of the micro-batches before
+
+    inner = blocks.stream if activation_checkpointing else blocks.block
+    held_copies = copies // blocks.depth if activation_checkpointing else copies
+    last_gradients = earlier + block_gradients if earlier else head_gradients + block_gradients
+    first_gradients = earlier + block_gradients if earlier else weights
+    moments = {
+        "end of forward": _Moment(
+            gradients=earlier,
+            activations=blocks.depth * inner + blocks.ends + head.kept,
+            workspace=copies + blocks.held + head.forward,
+        ),
+        "head": _Moment(
+            gradients=earlier + head_gradients,
+            activations=blocks.depth * inner + blocks.ends + head.kept,
+            workspace=held_copies + head.backward,
+        ),
+        "last block": _Moment(
+            gradients=last_gradients,
+            activations=(blocks.depth - 1) * inner + blocks.block,
+            workspace=held_copies + blocks.block_backward - blocks.block,
+        ),
+        "first block": _Moment(
+            gradients=first_gradients,
+            activations=blocks.block,
+            workspace=copies // blocks.depth + blocks.block_backward - blocks.block,
+        ),
+        "optimizer step": _Moment(
+            gradients=weights,
+            workspace=weights if device != "cpu" else OPTIMIZER_COPIES_ON_CPU * FLOAT32 * _largest_parameter(counts),
+        ),
+    }
+    if activation_checkpointing:
+        moments["last block, forward"] = _Moment(
+            gradients=earlier,
+            activations=blocks.depth * blocks.stream,
+            workspace=copies + blocks.held + blocks.block_forward,
+        )
+    return _at_the_peak(
+        moments,
         weights=weights,
-        gradients=weights,
         optimizer=2 * weights,
         ema=weights if ema else 0,
-        batch=batch_size * height * width * IMAGE_BYTES_PER_PIXEL,
-        activations=blocks.depth * blocks.kept + ends,
-        activations_checkpointed=blocks.depth * stream + max(blocks.kept, ends),  # the head's are gone by then
-        working=max(
-            max(blocks.working, head_working) + (cost.params_total * narrow if precision == "bf16" else 0),
-            weights,  # the optimizer's intermediate results
-        ),
+        batch=_batch_bytes(counts, batch_size, with_targets=True),
+    )
+
+
+def infer_memory(
+    counts: Counts,
+    *,
+    batch_size: int,
+    precision: Precision = "fp32",
+    device: str = "cuda",
+    num_threads: int = 1,
+) -> Memory:
+    """Peak of a forward pass without gradients over `batch_size` images; the rest as in `train_memory`."""
+    blocks = _activations(counts, batch_size, batch_size, precision, device, num_threads)
+    narrow = 2 if precision == "bf16" else FLOAT32
+    head = _head(counts, batch_size, narrow)
+    copies = 0
+    if precision == "bf16":  # autocast keeps them until the pass ends
+        copies = narrow * (_block_params(counts) + counts.params.get("patch_embed", 0) + head.params)
+    moments = {
+        "block": _Moment(activations=blocks.stream, workspace=copies + blocks.held + blocks.block_forward),
+        "head": _Moment(activations=2 * blocks.stream, workspace=copies + blocks.held + head.inference),
+    }
+    return _at_the_peak(
+        moments,
+        weights=FLOAT32 * counts.params_total,
+        batch=_batch_bytes(counts, batch_size, with_targets=False),
+    )
+
+
+def _at_the_peak(moments: dict[str, _Moment], **throughout: int) -> Memory:
+    name = max(moments, key=lambda each: moments[each].total)
+    peak, always = moments[name], sum(throughout.values())
+    return Memory(
+        **throughout,
+        gradients=peak.gradients,
+        activations=peak.activations,
+        workspace=peak.workspace,
+        peak_at=name,
+        moments={each: always + moment.total for each, moment in moments.items()},
+    )
+
+
+def _activations(
+    counts: Counts, batch_size: int, images: int, precision: Precision, device: str, num_threads: int
+) -> Activations:
+    if batch_size < 1 or images < 1 or num_threads < 1:
+        raise UserError(
+            f"batch_size={batch_size}, images in a pass {images}, num_threads={num_threads}: give numbers from 1 up"
+        )
+    if precision not in ("fp32", "bf16"):
+        raise UserError(f"precision={precision!r} is not known; choose fp32 or bf16")
+    if counts.shape is None:
+        from patchscale.costs.traced import traced_activations
+
+        return traced_activations(
+            counts.model,
+            patch_size=counts.patch_size,
+            img_size=counts.img_size,
+            images=images,
+            precision=precision,
+        )
+    height, width = image_height_width(counts.img_size)
+    return activations(
+        counts.shape,
+        images=images,
+        tokens=counts.tokens,
+        pixels=height * width,
+        precision=precision,
+        cpu_threads=num_threads if device == "cpu" else None,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Blocks:
-    """Equal blocks; bytes for all images of a pass."""
+class _Head:
+    """Bytes of the head for all images of a pass."""
 
-    depth: int
-    embed_dim: int
-    kept: int
-    """Activations of one block."""
-    working: int
-    """Intermediate results of one block, backward."""
-
-
-def _vit_block_bytes(shape: ViTShape, tokens: int, narrow: int) -> _Blocks:
-    D, m = shape.embed_dim, shape.mlp_dim
-    kept = FLOAT32 * 2 * D + narrow * (6 * D + 2 * m)
-    working = FLOAT32 * 2 * D + narrow * 2 * m
-    return _Blocks(depth=shape.depth, embed_dim=D, kept=kept * tokens, working=working * tokens)
+    params: int
+    kept: int = 0
+    forward: int = 0
+    """Beside what is kept, at the end of the forward pass with its loss."""
+    backward: int = 0
+    inference: int = 0
 
 
-def _adventurer_block_bytes(
-    shape: AdventurerShape, images: int, tokens: int, narrow: int, *, cpu_threads: int | None
-) -> _Blocks:
-    """On a CPU with that many threads; elsewhere for None."""
-    D, m, E, S, H = shape.embed_dim, shape.mlp_dim, shape.d_inner, shape.d_state, shape.num_heads
-    P, c = 2 * E + 2 * S + H, E + 2 * S
-    outside_mixer = FLOAT32 * (2 * D if cpu_threads is None else 4 * D) + narrow * (2 * D + 4 * m)
-    rows = images * tokens
-    if cpu_threads is not None and rows * P >= STRETCHES_FROM_ELEMENTS:
-        kept = outside_mixer + narrow * (P + E)
-        working = FLOAT32 * (2 * D + E) + narrow * P
-        stretch = STRETCH_WORKING * FLOAT32 * ELEMENTS_PER_STRETCH * cpu_threads
+def _head(counts: Counts, images: int, narrow: int) -> _Head:
+    """The linear heads as `tasks/` has them; others from their layers (`costs/heads.py`)."""
+    if counts.head_counts is None:
+        return _Head(params=0)
+    params = sum(counts.head_counts.params.values())
+    if counts.head != "linear":
+        kept = narrow * images * counts.head_counts.kept_numbers
+        working = narrow * images * counts.head_counts.working_numbers
+        return _Head(params=params, kept=kept, forward=working, backward=working, inference=working)
+    if counts.task == "classification":
+        logits = FLOAT32 * images * counts.num_classes
+        return _Head(params=params, kept=logits, forward=logits, backward=2 * logits, inference=logits)
+    height, width = image_height_width(counts.img_size)
+    coarse = FLOAT32 * images * counts.tokens * counts.num_classes
+    logits = FLOAT32 * images * height * width * counts.num_classes
+    features = narrow * images * counts.tokens * counts.embed_dim
+    return _Head(
+        params=params,
+        kept=features + logits,  # the logarithmic softmax
+        forward=coarse + 2 * logits,  # enlarged, and with classes last
+        backward=2 * logits,
+        inference=features + coarse + logits,
+    )
+
+
+def _block_params(counts: Counts) -> int:
+    head = sum(counts.head_counts.params.values()) if counts.head_counts else 0
+    outside = sum(counts.params.get(part, 0) for part in ("patch_embed", "pos_embed", "cls_token"))
+    return counts.params_total - head - outside
+
+
+def _largest_parameter(counts: Counts) -> int:
+    """Numbers of the largest matrix; that of the patch embedding never is it."""
+    D, shape = counts.embed_dim, counts.shape
+    if shape is None:
+        widest = 4 * D
+    elif isinstance(shape, ViTShape):
+        widest = max(3 * D, shape.mlp_dim * (2 if shape.mlp == "swiglu" else 1))
     else:
-        scan = SCAN_KEPT * E if cpu_threads is not None and tokens <= SCAN_SEGMENT else 0
-        kept = outside_mixer + FLOAT32 * E + narrow * (P + 3 * c + 3 * E + scan)
-        working = FLOAT32 * (2 * D + E) + narrow * (4 * E + c)
-        stretch = 0
-    return _Blocks(depth=shape.depth, embed_dim=D, kept=kept * rows, working=working * rows + stretch)
+        widest = 2 * shape.d_inner + 2 * shape.d_state + shape.num_heads
+    return max(D * widest, counts.params_pos_embed, D * counts.num_classes if counts.head == "linear" else 0)
 
 
-def _timm_block_bytes(
-    model: str, images: int, tokens: int, narrow: int, *, patch_size: int, img_size: int | tuple[int, int]
-) -> _Blocks:
-    """From the layers of the model: inputs and outputs of all that have weights, and room for what lies between."""
-    from patchscale.costs.counted import layers_on_meta
-
-    layers = layers_on_meta(model, patch_size=patch_size, img_size=img_size)
-    scores = SCORES_KEPT * narrow * layers.num_heads * tokens**2 if layers.keeps_scores else 0
-    kept = images * (int(GENERIC_FACTOR * narrow * layers.widths * tokens) + scores)
-    return _Blocks(depth=layers.depth, embed_dim=layers.embed_dim, kept=kept, working=kept // 2)
-
-
-def _head_bytes(num_classes: int, tokens: int, pixels: int, task: str) -> tuple[int, int]:
-    """(kept, working). Dense logits, where they are enlarged, exist per patch and twice per pixel."""
-    if task != "segmentation":
-        return 0, 0
-    enlarged = tokens < pixels
-    kept = (tokens + 2 * pixels if enlarged else pixels) + pixels  # and their logarithmic softmax
-    return FLOAT32 * num_classes * kept, FLOAT32 * num_classes * 2 * pixels
+def _batch_bytes(counts: Counts, images: int, *, with_targets: bool) -> int:
+    height, width = image_height_width(counts.img_size)
+    labels = (1 if counts.task == "classification" else height * width) if with_targets else 0
+    return images * (FLOAT32 * 3 * height * width + LABEL_BYTES * labels)

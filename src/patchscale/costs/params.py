@@ -16,24 +16,23 @@ def backbone_params(
 ) -> dict[str, int]:
     """Parameters by part, without a head; a fixed sine-cosine position table has none."""
     D = shape.embed_dim
+    positions = tokens + (shape.positions_of_prefix if isinstance(shape, ViTShape) else 1)
+    class_token = shape.class_token if isinstance(shape, ViTShape) else True
     parts = {
         "patch_embed": (in_channels * patch_size**2 + 1) * D,
-        "cls_token": D,
-        "pos_embed": (tokens + 1) * D if pos_embed == "learned" else 0,
+        "cls_token": D if class_token else 0,
+        "pos_embed": positions * D if pos_embed == "learned" else 0,
     }
     return parts | (_vit_params(shape) if isinstance(shape, ViTShape) else _adventurer_params(shape))
 
 
-def head_params(embed_dim: int, *, num_classes: int) -> int:
-    """A linear layer with bias; none for `num_classes=0`."""
-    return (embed_dim + 1) * num_classes
-
-
 def _vit_params(shape: ViTShape) -> dict[str, int]:
     D, m = shape.embed_dim, shape.mlp_dim
-    return {
-        "attention": shape.depth * (4 * D * D + 4 * D),
-        "mlp": shape.depth * (2 * D * m + m + D),
+    matrices_in = 2 if shape.mlp == "swiglu" else 1  # value and gate, each with a bias
+    registers = {"registers": shape.registers * D} if shape.registers else {}
+    return registers | {
+        "attention_linear": shape.depth * (4 * D * D + 4 * D),
+        "mlp": shape.depth * (matrices_in * (D * m + m) + m * D + D),
         "norm": shape.depth * 4 * D + 2 * D,  # LayerNorm: weight and bias; two a block, one at the end
     }
 
@@ -41,15 +40,10 @@ def _vit_params(shape: ViTShape) -> dict[str, int]:
 def _adventurer_params(shape: AdventurerShape) -> dict[str, int]:
     D, m, E, H = shape.embed_dim, shape.mlp_dim, shape.d_inner, shape.num_heads
     conv_channels = E + 2 * shape.d_state
-    mixer = (
-        D * (2 * E + 2 * shape.d_state + H)  # in_proj, no bias
-        + conv_channels * (shape.d_conv + 1)
-        + 3 * H  # dt_bias, A_log, D
-        + E  # the gated norm
-        + E * D  # out_proj, no bias
-    )
     return {
-        "mixer": shape.depth * mixer,
+        "mixer_linear": shape.depth * (D * (2 * E + 2 * shape.d_state + H) + E * D),  # in_proj and out_proj, no biases
+        "conv": shape.depth * conv_channels * (shape.d_conv + 1),
+        "scan": shape.depth * 3 * H,  # dt_bias, A_log, D
         "mlp": shape.depth * (3 * D * m + 2 * m + D),
-        "norm": shape.depth * 2 * D + D,  # RMSNorm: weight only
+        "norm": shape.depth * (2 * D + E) + D,  # RMSNorm: weight only; the one of width E is gated
     }

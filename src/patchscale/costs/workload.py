@@ -5,6 +5,7 @@ from functools import cache
 from pathlib import Path
 
 from patchscale.config import FOLDER_DATASETS, SCENES_PER_SPLIT, DataConfig, RunConfig
+from patchscale.errors import UserError
 
 NAMED_SETS = {
     "fashion_mnist": (60_000, 10),
@@ -13,6 +14,9 @@ NAMED_SETS = {
     "cifar100": (50_000, 100),
 }
 """Published training images (before validation is held out), and classes."""
+
+PUBLISHED_IMAGES = {"imagenet": 1_281_167, "ade20k": 20_210, "coco": 118_287}
+"""Training images of data sets that costs are often asked for."""
 
 SCENE_CLASSES = 10
 
@@ -47,6 +51,19 @@ def workload(config: RunConfig) -> Workload:
         train_images=train_images,
         images_seen=None if steps is None else steps * training.batch_size,
     )
+
+
+def published_images(text: str) -> int:
+    """Training images of a published data set by its name, or the number that `text` is; raises `UserError`."""
+    if text in PUBLISHED_IMAGES:
+        return PUBLISHED_IMAGES[text]
+    if text in NAMED_SETS:
+        return NAMED_SETS[text][0]
+    digits = text.replace("_", "")
+    if not digits.isdecimal() or int(digits) < 1:
+        names = ", ".join([*PUBLISHED_IMAGES, *NAMED_SETS])
+        raise UserError(f"images {text!r}: give a number of images, or one of {names}")
+    return int(digits)
 
 
 def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:

@@ -1,8 +1,8 @@
 """One configuration, measured: how long a step takes, how many images and tokens that is a second, and what memory.
 
 A training step is forward, cross-entropy, backward and AdamW, on one batch of random images; an inference step is the
-forward pass alone. FLOPs are our own count (`patchscale.costs`), training 3 x forward, recomputation not counted, so
-MFU is that of the model and not of the implementation.
+forward pass alone. FLOPs are our own count (`patchscale.costs`), training forward and backward, recomputation not
+counted, so MFU is that of the model and not of the implementation.
 """
 
 import math
@@ -25,6 +25,7 @@ from patchscale.measurements.paired import spread, timed
 from patchscale.models.registry import create_model
 from patchscale.models.ssd.selection import AUTO, resolve_backend
 from patchscale.shapes import image_height_width
+from patchscale.training.compilation import compile_backbone
 from patchscale.training.device import Precision, autocast, device_name, is_out_of_memory, resolve_device
 
 
@@ -43,13 +44,12 @@ class StepConfig:
     checkpointing: bool = False
     """Blocks are computed again in the backward pass instead of being remembered."""
     compile: bool = False
+    """The backbone is compiled with torch.compile, as training does it; the head is not."""
     num_classes: int = 1000
 
     def cost(self) -> Counts:
         """Tokens, parameters and FLOPs; raises `UserError` for a name or sizes that no model can be built from."""
-        return count(
-            self.model, patch_size=self.patch_size, img_size=self.img_size, num_classes=self.num_classes
-        )
+        return count(self.model, patch_size=self.patch_size, img_size=self.img_size, num_classes=self.num_classes)
 
 
 def measure_step(
@@ -117,13 +117,14 @@ def build_step(config: StepConfig, device: torch.device) -> tuple[nn.Module, Cal
     set_ssd_backend(model, config.ssd_backend)
     if config.checkpointing:
         model.set_grad_checkpointing(True)  # type: ignore[operator]
-    forward = torch.compile(model) if config.compile else model
+    if config.compile:
+        compile_backbone(model)
     images = torch.randn(config.batch_size, 3, *image_height_width(config.img_size), device=device)
     labels = torch.randint(config.num_classes, (config.batch_size,), device=device)
 
     def infer() -> Tensor:
         with torch.no_grad(), autocast(device, config.precision):
-            return forward(images).float().mean()
+            return model(images).float().mean()
 
     if not config.train:
         return model, infer
@@ -131,7 +132,7 @@ def build_step(config: StepConfig, device: torch.device) -> tuple[nn.Module, Cal
 
     def train() -> Tensor:
         with autocast(device, config.precision):
-            loss = cross_entropy(forward(images), labels)
+            loss = cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -11,6 +11,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import timm
+from timm.layers import Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.xcit import XCA
 from torch import Tensor, nn
@@ -79,6 +80,8 @@ def create_vit(
 ) -> nn.Module:
     """A plain ViT (arXiv 2010.11929, with DeiT's initialisation): class token first, LayerNorm eps 1e-6."""
     grid = patch_grid(img_size, patch_size)
+    gated = shape.mlp == "swiglu"
+    hidden = 2 * shape.mlp_dim if gated else shape.mlp_dim  # one matrix makes value and gate
     model = VisionTransformer(
         img_size=img_size,
         patch_size=patch_size,
@@ -86,7 +89,14 @@ def create_vit(
         embed_dim=shape.embed_dim,
         depth=shape.depth,
         num_heads=shape.num_heads,
-        mlp_ratio=shape.mlp_dim / shape.embed_dim,
+        mlp_ratio=(hidden + 0.5) / shape.embed_dim,  # timm multiplies and rounds down
+        mlp_layer=SwiGLUPacked if gated else Mlp,  # type: ignore[arg-type]
+        act_layer=nn.SiLU if gated else nn.GELU,
+        class_token=shape.class_token,
+        reg_tokens=shape.registers,
+        no_embed_class=shape.registers > 0,
+        global_pool="token" if shape.class_token else "avg",
+        fc_norm=False,  # the norm comes before pooling, so feature maps are normalised in every model
         drop_path_rate=drop_path_rate,
         norm_layer=partial(nn.LayerNorm, eps=1e-6),
     )

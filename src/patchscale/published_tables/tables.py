@@ -19,6 +19,7 @@ from patchscale.shapes import SHAPES, ModelShape, ViTShape
 
 PATCHIFICATION = "arXiv 2502.03738v2 (ICML 2025)"
 ADVENTURER = "arXiv 2410.07599 (CVPR 2025)"
+TIMM = "results of timm (Apache-2.0), files of 2025-10-30 and 2026-01-06"
 DIGITISED = "dots of Figure 1 measured in the 758 x 579 px picture of the authors' repository"
 
 SIGLIP2 = "arXiv 2502.14786; README_siglip2.md of google-research/big_vision at 1659d42"
@@ -252,6 +253,23 @@ def _figure1(table: pd.DataFrame) -> pd.DataFrame:
     return _as_read(table).assign(source=[f"Figure 1 panel {panel}" for panel in table["panel"]])
 
 
+def _timm_imagenet(table: pd.DataFrame) -> pd.DataFrame:
+    """`gmacs` are 10**9 multiply-adds of one image, as printed: two decimals, norms counted besides products."""
+    return pd.DataFrame(
+        {
+            "task": "classification",
+            "dataset": "ImageNet-1k",
+            "model": table["model"],
+            "architecture": "vit",
+            **{name: table[name] for name in ("family", "img_size", "patch_size", "tokens")},
+            "metric_name": "top1",
+            "metric": _fraction(table["top1"]),
+            "params_total": (table["params_m"] * 1e6).round(),
+            **{name: table[name] for name in ("gmacs", "pretrain_tag", "source")},
+        }
+    )
+
+
 @dataclass(frozen=True, kw_only=True)
 class PublishedTable:
     """One file of numbers and what to know before using it."""
@@ -423,6 +441,17 @@ PUBLISHED: dict[str, PublishedTable] = {
         description="Segmentation, detection and speed ratios",
         source=f"{ADVENTURER}, partly through a third-party note",
         confounds=("values are as printed (AP and mIoU in per cent, ratios as factors)",),
+    ),
+    "timm/imagenet-vit": PublishedTable(
+        file="timm_imagenet_vit.csv",
+        description="ImageNet-1k top-1, parameters and GMACs of timm's vision transformers with one token per patch",
+        source=TIMM,
+        confounds=(
+            "recipes, pre-training data and crops differ between models: compare within a pretrain_tag",
+            "384 px and above are mostly fine-tuned from a smaller image size; the validation set chose the weights",
+            "patch_size is read from the name, 16 where the name of a FlexiViT has none",
+        ),
+        tidy=_timm_imagenet,
     ),
 }
 

@@ -25,7 +25,7 @@ class PlannedRun:
     config: RunConfig
     run: RunDirectory
     """Its directory, which need not exist yet."""
-    cost: Counts
+    counts: Counts
     workload: Workload
     state: str
     """As in `patchscale.runs.record.STATES`, or "unreadable"; queued if it has no directory yet."""
@@ -34,9 +34,9 @@ class PlannedRun:
 
     @property
     def flops_train_total(self) -> int | None:
-        """3 x forward x images seen, 2 FLOPs a MAC; None if the number of images is unknown."""
+        """Forward and backward passes x images seen, 2 FLOPs a MAC; None if the number of images is unknown."""
         images = self.workload.images_seen
-        return None if images is None else self.cost.flops_train * images
+        return None if images is None else self.counts.flops_train * images
 
     def is_open(self, *, retry_failed: bool) -> bool:
         """Whether the run is still to be done."""
@@ -53,10 +53,10 @@ class PlannedRun:
             "img_size": height if height == width else f"{height}x{width}",
             "patch_size": self.config.model.patch_size,
             "seed": self.config.seed,
-            "tokens": self.cost.tokens,
-            "params_total": self.cost.params_total,
-            "params_backbone": self.cost.params_backbone,
-            "flops_forward_per_image": self.cost.flops_forward,
+            "tokens": self.counts.tokens,
+            "params_total": self.counts.params_total,
+            "params_backbone": self.counts.params_backbone,
+            "flops_forward_per_image": self.counts.flops_forward,
             "images_seen": self.workload.images_seen,
             "flops_train_total": self.flops_train_total,
             "state": self.state,
@@ -99,12 +99,12 @@ def _sum(planned: Sequence[PlannedRun]) -> int | None:
 
 def _price(item: PlannedRun) -> float:
     flops = item.flops_train_total
-    return item.cost.flops_train if flops is None else flops
+    return item.counts.flops_train if flops is None else flops
 
 
 def _plan(config: RunConfig, run: RunDirectory) -> PlannedRun:
     images = workload(config)
-    cost = count(
+    counts = count(
         config.model.name,
         patch_size=config.model.patch_size,
         img_size=config.model.img_size,
@@ -114,7 +114,7 @@ def _plan(config: RunConfig, run: RunDirectory) -> PlannedRun:
     )
     state, kind, message = _state(run, config)
     return PlannedRun(
-        config=config, run=run, cost=cost, workload=images, state=state, failure_kind=kind, message=message
+        config=config, run=run, counts=counts, workload=images, state=state, failure_kind=kind, message=message
     )
 
 

@@ -10,6 +10,7 @@ diagnose.py    the first tensor that stopped being finite
 failures.py    how an attempt ended, in status.json
 interrupt.py   Ctrl-C and SIGTERM: finish the step, save, stop
 journal.py     metrics.jsonl, log.txt and whoever watches
+compilation.py torch.compile of the backbone, in place
 device.py      device, precision, threads, peak memory
 memory.py      micro-batches and activation checkpointing, chosen to fit
 summary.py     environment.json and result.json

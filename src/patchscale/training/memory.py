@@ -12,12 +12,10 @@ import torch
 from torch import nn
 
 from patchscale.config import RunConfig
-from patchscale.costs.memory import TrainMemory, estimate_train_memory
+from patchscale.costs.counts import count
+from patchscale.costs.memory import MEMORY_SHARE, Memory, train_memory
 from patchscale.errors import UserError
 from patchscale.training.available_memory import available_bytes
-
-MEMORY_SHARE = 0.8
-"""Part of the free memory that an estimate may fill: estimates err, and others use the machine too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,12 +80,14 @@ def plan_memory(
 
     plan = None
     for micro_batch_size, checkpointing in _in_order(config, whole=bool(reason), before=before or {}):
-        estimate = estimate_memory(config, num_classes, micro_batch_size, device)
+        estimate = estimate_memory(
+            config, num_classes, micro_batch_size, device, activation_checkpointing=checkpointing
+        )
         plan = MemoryPlan(
             batch_size=batch_size,
             micro_batch_size=micro_batch_size,
             activation_checkpointing=checkpointing,
-            estimated_bytes=estimate.total(activation_checkpointing=checkpointing),
+            estimated_bytes=estimate.peak_bytes,
             available_bytes=available,
             splittable=execution.micro_batch_size == "auto" and not reason,
         )
@@ -129,18 +129,29 @@ def needs_whole_batch(model: nn.Module) -> str:
     return ""
 
 
-def estimate_memory(config: RunConfig, num_classes: int, micro_batch_size: int, device: torch.device) -> TrainMemory:
+def estimate_memory(
+    config: RunConfig,
+    num_classes: int,
+    micro_batch_size: int,
+    device: torch.device,
+    *,
+    activation_checkpointing: bool,
+) -> Memory:
     """The estimate for a run whose passes hold `micro_batch_size` images."""
-    return estimate_train_memory(
+    counts = count(
         config.model.name,
         patch_size=config.model.patch_size,
         img_size=config.model.img_size,
-        batch_size=config.training.batch_size,
-        micro_batch_size=micro_batch_size,
         num_classes=num_classes,
         task=config.task,
         pos_embed=config.model.pos_embed,
+    )
+    return train_memory(
+        counts,
+        batch_size=config.training.batch_size,
+        micro_batch_size=micro_batch_size,
         precision=config.training.precision,
+        activation_checkpointing=activation_checkpointing,
         ema=config.training.ema_decay is not None,
         device=device.type,
         num_threads=torch.get_num_threads(),

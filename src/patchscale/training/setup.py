@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchscale.config import RunConfig
@@ -20,6 +20,7 @@ from patchscale.models.ssd.selection import resolve_backend
 from patchscale.tasks import Task, build_task
 from patchscale.training.batches import Batch, TrainingOrder, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
+from patchscale.training.compilation import compile_backbone
 from patchscale.training.device import autocast
 from patchscale.training.evaluate import evaluate
 from patchscale.training.optim import build_optimizer
@@ -103,10 +104,11 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
     task.to(device).train()
     if isinstance(task.backbone, Adventurer):
         task.backbone.set_ssd_backend(config.execution.ssd_backend)
-        resolve_backend(config.execution.ssd_backend, device)  # refused now, if it cannot run here
+        # Refused now, if it cannot run here.
+        resolve_backend(config.execution.ssd_backend, device, option="execution.ssd_backend ")
     ema = _moving_average(task, training.ema_decay)
     if config.execution.compile:
-        _compile(task.backbone)
+        compile_backbone(task.backbone)
     return Setup(
         config=config,
         device=device,
@@ -143,15 +145,6 @@ def _mixup(config: RunConfig, num_classes: int) -> Mixup | None:
         label_smoothing=training.label_smoothing,
         num_classes=num_classes,
     )
-
-
-def _compile(backbone: nn.Module) -> None:
-    """Compile what both tasks run, in place: no module is wrapped, so names of parameters stay as they are.
-
-    Random numbers are drawn as without compilation, so that drop path stays a function of (seed, step, image).
-    """
-    compiled = torch.compile(backbone.forward_features, options={"fallback_random": True})  # type: ignore[arg-type]
-    backbone.forward_features = compiled  # type: ignore[assignment]
 
 
 def _moving_average(task: Task, decay: float | None) -> ModelEmaV3 | None:

@@ -1,6 +1,6 @@
 """The implementations of the scan by name, and what each has to accept and return."""
 
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -30,35 +30,10 @@ class SSDBackend(Protocol):
         ...
 
 
-def _ssd_triton(
-    x: Tensor,
-    dt: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    *,
-    dt_bias: Tensor | None,
-    dt_softplus: bool,
-    chunk_size: int | None,
-    initial_state: Tensor | None,
-    return_final_state: bool,
-) -> tuple[Tensor, Tensor | None]:
+def _ssd_triton(*tensors: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
     from patchscale.models.ssd.triton import ssd_triton  # imports triton, which not every machine has
 
-    return ssd_triton(
-        x,
-        dt,
-        A,
-        B,
-        C,
-        D,
-        dt_bias=dt_bias,
-        dt_softplus=dt_softplus,
-        chunk_size=chunk_size,
-        initial_state=initial_state,
-        return_final_state=return_final_state,
-    )
+    return ssd_triton(*tensors, **options)
 
 
 SSD_BACKENDS: dict[str, SSDBackend] = {"triton": _ssd_triton, "chunked": ssd_chunked, "reference": ssd_reference}

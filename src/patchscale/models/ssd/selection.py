@@ -25,18 +25,19 @@ class ScanMismatch(RuntimeError):
     """An implementation of the scan disagrees with its definition on this machine."""
 
 
-def check_backend_name(name: str) -> None:
-    """Raise `UserError` unless `name` is "auto" or an implementation."""
+def check_backend_name(name: str, *, option: str = "ssd_backend ") -> None:
+    """Raise `UserError`, in terms of the `option` that gave it, unless `name` is "auto" or an implementation."""
     if name != AUTO and name not in SSD_BACKENDS:
-        raise UserError(f"ssd_backend {name!r} is unknown; choose one of {', '.join([AUTO, *SSD_BACKENDS])}")
+        raise UserError(f"{option}{name!r} is unknown; choose one of {', '.join([AUTO, *SSD_BACKENDS])}")
 
 
-def resolve_backend(name: str, device: torch.device) -> str:
+def resolve_backend(name: str, device: torch.device, *, option: str = "ssd_backend ") -> str:
     """The implementation that runs on `device` when `name` is asked for.
 
-    Raises `UserError` for an unknown name, and for one that cannot run there.
+    Raises `UserError`, in terms of the `option` that gave it ("--ssd-backend ", "execution.ssd_backend="), for an
+    unknown name and for one that cannot run there.
     """
-    return _resolve(name, str(device))
+    return _resolve(name, str(device), option)
 
 
 def backend_and_reason(device: torch.device) -> tuple[str, str]:
@@ -64,12 +65,12 @@ def self_check(backend: str, device: torch.device) -> float:
 
 
 @torch.compiler.assume_constant_result
-def _resolve(name: str, device: str) -> str:
-    check_backend_name(name)
+def _resolve(name: str, device: str, option: str) -> str:
+    check_backend_name(name, option=option)
     if name == AUTO:
         return _choose(device)[0]
     if name == "triton" and device != "meta" and (reason := _why_not_triton(device)):
-        raise UserError(f"ssd_backend triton cannot run here: {reason}; use auto or chunked")
+        raise UserError(f"{option}triton cannot run here: {reason}; use {option}auto or {option}chunked")
     return name
 
 
