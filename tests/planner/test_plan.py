@@ -122,7 +122,7 @@ def test_the_plan_in_words_and_as_plain_values(made):
     told = json.loads(json.dumps(made.to_dict()))
     assert told["sentence"] == text
     assert told["best"]["model"] == made.best["model"]
-    assert told["conventions"]["time"].startswith("A100")
+    assert told["conventions"]["time"].startswith("A100: assumed MFU")
     assert made.frame() is made.candidates
 
 

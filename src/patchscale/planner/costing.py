@@ -1,20 +1,18 @@
 """What one configuration costs, asked of `patchscale.costs`: the only file of the planner that knows where it is.
 
-Seconds follow from a share of the device's stated peak: a rough figure, the same for all sizes of a family. Where a
-device was measured, `price(..., seconds=...)` takes any function instead.
+Seconds come from a calibrated profile of the device, or from an assumed share of its stated peak; `source` says which.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
+from patchscale.costs import time
+from patchscale.costs.activations import Precision
 from patchscale.costs.counts import Counts, count
-from patchscale.costs.hardware import PEAK_BF16_FLOPS_PER_S
-from patchscale.costs.memory import estimate_train_memory
-from patchscale.errors import UserError
-
-ASSUMED_MFU = {"vit": 0.3228, "adventurer": 0.3189}
-"""Of the A100's 312 TFLOP/s in training, from the GPU-hours of arXiv 2502.03738, Table 6 (11.0 % and 2.4 % off)."""
+from patchscale.costs.memory import infer_memory, train_memory
+from patchscale.costs.profile import DeviceProfile
 
 Seconds = Callable[[Counts, bool, int], float]
 """(counts, train, batch_size) -> seconds of one step."""
@@ -22,10 +20,18 @@ Seconds = Callable[[Counts, bool, int], float]
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """How long a step takes, and where that comes from."""
+    """How long a step takes, where that comes from, and what memory follows from."""
 
     seconds: Seconds
     source: str
+    precision: Precision = "bf16"
+    """Of training and inference."""
+    kind: str = "cuda"
+    num_threads: int = 1
+
+
+NO_DEVICE = Device(seconds=lambda counts, train, batch_size: float("nan"), source="not priced")
+"""Memory is then that of a GPU."""
 
 
 @cache
@@ -35,33 +41,44 @@ def counted(model: str, img_size: int, patch_size: int, num_classes: int) -> Cou
 
 
 def find_device(name: str) -> Device:
-    """A device by its name, such as a100; raises `UserError` with the names for others."""
-    key = _simple(name)
-    named = {_simple(title): (title, peak) for title, peak in PEAK_BF16_FLOPS_PER_S.items()}
-    if key not in named:
-        raise UserError(f"device {name!r} is not known; choose one of {', '.join(named)}")
-    title, peak = named[key]
+    """A device by its name (a100), or a calibrated one.
+
+    Raises `UserError` for others, and for one of whose speed nothing is known.
+    """
+    found = time.find_device(name)
+    device = found if isinstance(found, DeviceProfile) else found.name
 
     def seconds(counts: Counts, train: bool, batch_size: int) -> float:
-        mfu = ASSUMED_MFU[counts.shape.architecture if counts.shape is not None else "vit"]
-        return batch_size * (counts.flops_train if train else counts.flops_forward) / (mfu * peak)
+        return time.step_time(counts, device=device, train=train, batch_size=batch_size).step_time_s
 
-    shares = " and ".join(f"{mfu:.0%} ({architecture})" for architecture, mfu in ASSUMED_MFU.items())
-    return Device(seconds=seconds, source=f"{title}, assumed to reach {shares} of its {peak / 1e12:g} TFLOP/s in bf16")
-
-
-def train_memory_bytes(counts: Counts, *, batch_size: int) -> int:
-    """Peak memory of a training step in bf16, nothing computed again."""
-    memory = estimate_train_memory(
-        counts.model,
-        patch_size=counts.patch_size,
-        img_size=counts.img_size,
-        batch_size=batch_size,
-        num_classes=counts.num_classes,
-        precision="bf16",
+    example = time.step_time(counted("vit_base", 224, 16, 1000), device=device)
+    if not isinstance(found, DeviceProfile):
+        shares = " and ".join(f"{mfu} ({architecture})" for architecture, mfu in time.ASSUMED_MFU.items())
+        source = f"{found.title}: assumed MFU {shares} of its stated peak, from {time.TABLE_6}; not measured on it"
+        return Device(seconds=seconds, source=source)
+    return Device(
+        seconds=seconds,
+        source=example.source,
+        precision=cast(Precision, found.precision),
+        kind=found.device,
+        num_threads=found.num_threads,
     )
-    return memory.total(activation_checkpointing=False)
 
 
-def _simple(name: str) -> str:
-    return name.lower().replace(" ", "").replace("-", "")
+def memory_bytes(counts: Counts, device: Device, *, batch_size: int, infer_batch_size: int) -> dict[str, int]:
+    """Memory by the column it is a price in: of a training step, nothing computed again, and of a forward pass."""
+    train = train_memory(
+        counts,
+        batch_size=batch_size,
+        precision=device.precision,
+        device=device.kind,
+        num_threads=device.num_threads,
+    )
+    infer = infer_memory(
+        counts,
+        batch_size=infer_batch_size,
+        precision=device.precision,
+        device=device.kind,
+        num_threads=device.num_threads,
+    )
+    return {"peak_memory_bytes": train.peak_bytes, "infer_memory_bytes": infer.peak_bytes}

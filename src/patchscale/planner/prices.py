@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
-from patchscale.planner.costing import Seconds, counted, find_device, train_memory_bytes
+from patchscale.planner.costing import NO_DEVICE, Seconds, counted, find_device, memory_bytes
 from patchscale.planner.space import Space
 
 PRICES = {
@@ -19,6 +19,7 @@ PRICES = {
     "infer_flops": "FLOPs of one forward pass over one image",
     "latency_s": "seconds of one forward pass at the batch size of inference",
     "peak_memory_bytes": "memory of a training step",
+    "infer_memory_bytes": "memory of a forward pass",
     "visual_tokens": "tokens of an image that enter the language model",
     "params_total": "parameters, position table and head included",
     "tokens": "patches of an image",
@@ -38,14 +39,15 @@ def price(
     """The space with its prices: a row per configuration, columns as in `PRICES` as far as they are known.
 
     Time needs a `device` (an accelerator's name) or a function `seconds(counts, train, batch_size)`; training columns
-    need `images_seen` in the space. `peak_memory_bytes` is that of a training step of `batch_size` images in bf16,
-    latency that of `infer_batch_size` images. FLOPs are 2 x MACs; training is 3 x forward, 2 x for the patch embedding.
+    need `images_seen` in the space. `peak_memory_bytes` is that of a training step of `batch_size` images in bf16 (in
+    the precision of a calibrated device), latency and `infer_memory_bytes` are those of `infer_batch_size` images.
+    FLOPs are 2 x MACs; training is 3 x forward, 2 x for the patch embedding.
     Raises `UserError` for an unknown model or device.
     """
     if batch_size < 1 or infer_batch_size < 1:
         raise UserError(f"batch sizes {batch_size} and {infer_batch_size}: a step needs at least one image")
-    named = find_device(device) if device is not None and seconds is None else None
-    clock = named.seconds if named is not None else seconds
+    named = NO_DEVICE if device is None else find_device(device)
+    clock = seconds or (None if device is None else named.seconds)
     frame = space.frame()
     place, unique = _unique_counts(frame)
     counts = [counted(model, img_size, patch_size, num_classes) for model, img_size, patch_size in unique]
@@ -57,8 +59,9 @@ def price(
         "params_backbone": column([one.params_backbone for one in counts]),
         "params_total": column([one.params_total for one in counts]),
         "infer_flops": column([one.flops_forward for one in counts]),
-        "peak_memory_bytes": column([train_memory_bytes(one, batch_size=batch_size) for one in counts]),
     }
+    memory = [memory_bytes(one, named, batch_size=batch_size, infer_batch_size=infer_batch_size) for one in counts]
+    prices |= {name: column([one[name] for one in memory]) for name in memory[0]}
     if "images_seen" in frame:
         prices["train_flops"] = column([one.flops_train for one in counts]) * frame["images_seen"].to_numpy()
         prices["flops_train_total"] = prices["train_flops"]  # the name that laws know
@@ -69,10 +72,8 @@ def price(
             prices["train_gpu_hours"] = image_s * frame["images_seen"].to_numpy() / 3600
     priced = frame.assign(**prices)
     priced.attrs = {
-        "time": named.source
-        if named is not None
-        else ("a function that was given" if clock is not None else "not priced"),
-        "memory": f"a training step of {batch_size} images in bf16",
+        "time": named.source if seconds is None else "a function that was given",
+        "memory": f"a training step of {batch_size} images in {named.precision}",
     }
     return priced
 

@@ -14,6 +14,7 @@ BUDGET_WORDS = {
     "infer_flops": "FLOPs per image",
     "latency_s": "latency",
     "peak_memory_bytes": "training memory",
+    "infer_memory_bytes": "memory of a forward pass",
     "visual_tokens": "visual tokens",
     "params_total": "parameters",
 }
