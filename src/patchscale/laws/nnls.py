@@ -76,4 +76,5 @@ def _solve(upper: Array, reduced: Array, positive: NDArray[np.bool_]) -> Array:
     right = np.concatenate([reduced, np.zeros_like(reduced)], axis=1)
     stacked = np.concatenate([rows, right[:, :, None]], axis=2)
     factored: Array = np.linalg.qr(stacked, mode="r")  # type: ignore[assignment]
-    return np.linalg.solve(factored[:, :count, :count], factored[:, :count, count:])[:, :, 0] * positive
+    solved = np.linalg.solve(factored[:, :count, :count], factored[:, :count, count:])[:, :, 0]
+    return np.asarray(solved * positive, dtype=np.float64)

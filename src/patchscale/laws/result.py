@@ -352,7 +352,7 @@ class Fit:
             "level": self.level,
             "objective": self.objective,
             "dof": self.dof,
-            "aicc": self.aicc,
+            "aicc": self.aicc if math.isfinite(self.aicc) else None,
             "starts_agreeing": self.starts_agreeing,
             "holdout": None if self.holdout is None else vars(self.holdout),
             "checks": [vars(check) for check in self.checks],
