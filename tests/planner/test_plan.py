@@ -105,6 +105,17 @@ def test_rows_outside_the_measured_range_say_on_which_axis(joint_fit, priced):
     assert "No budget holds it back" in str(inside)
 
 
+def test_what_the_device_cannot_hold_is_said_unless_memory_is_a_budget(joint_fit):
+    space = Space(models=["adventurer_huge"], img_sizes=[224], patch_sizes=[8], images_seen=[3e8])
+    made = plan(joint_fit, space, budgets={"train_gpu_hours": 1e9}, device="a100", batch_size=1024)
+    assert made.best["peak_memory_bytes"] > made.device_memory_bytes == 80e9
+    assert "It does not fit: it takes" in str(made)
+    assert "the device has 74.5 GiB" in str(made)
+    small = plan(joint_fit, space, budgets={"train_gpu_hours": 1e9}, device="a100", batch_size=1)
+    assert small.best["peak_memory_bytes"] < 80e9
+    assert "does not fit" not in str(small)
+
+
 def test_an_axis_the_law_knows_nothing_of_is_named(joint_fit):
     space = Space(models=["adventurer_base"], img_sizes=[224], patch_sizes=[16, 8], images_seen=[1e8, 3e8])
     made = plan(joint_fit, space, budgets={"train_gpu_hours": 1e6}, device="a100")

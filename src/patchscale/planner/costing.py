@@ -28,6 +28,8 @@ class Device:
     """Of training and inference."""
     kind: str = "cuda"
     num_threads: int = 1
+    memory_bytes: int | None = None
+    """What it has; None if not known."""
 
 
 NO_DEVICE = Device(seconds=lambda counts, train, batch_size: float("nan"), source="not priced")
@@ -55,7 +57,7 @@ def find_device(name: str) -> Device:
     if not isinstance(found, DeviceProfile):
         shares = " and ".join(f"{mfu} ({architecture})" for architecture, mfu in time.ASSUMED_MFU.items())
         source = f"{found.title}: assumed MFU {shares} of its stated peak, from {time.TABLE_6}; not measured on it"
-        return Device(seconds=seconds, source=source)
+        return Device(seconds=seconds, source=source, memory_bytes=found.memory_bytes)
     return Device(
         seconds=seconds,
         source=example.source,

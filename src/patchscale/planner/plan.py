@@ -53,6 +53,8 @@ class Plan:
     """The price by which "cheaper" is meant."""
     level: float
     conventions: dict[str, str]
+    device_memory_bytes: float | None
+    """What the device that time was priced for has; None if not known."""
     quality: Quality = field(repr=False)
 
     @property
@@ -91,6 +93,7 @@ class Plan:
             "steps": records(self.steps),
             "doublings": records(self.doublings),
             "conventions": self.conventions,
+            "device_memory_bytes": self.device_memory_bytes,
         }
 
     def __str__(self) -> str:
@@ -206,6 +209,7 @@ def plan(
             else "the law has no draws, so only equal predictions are tied",
             **{name: str(told) for name, told in table.attrs.items() if name in ("time", "memory", "request")},
         },
+        device_memory_bytes=table.attrs.get("device_memory_bytes"),
         quality=quality,
     )
 

@@ -73,6 +73,7 @@ def price(
     priced = frame.assign(**prices)
     priced.attrs = {
         "time": named.source if seconds is None else "a function that was given",
+        "device_memory_bytes": named.memory_bytes,
         "memory": f"a training step of {batch_size} images in {named.precision}",
     }
     return priced

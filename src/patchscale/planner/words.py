@@ -75,11 +75,8 @@ def describe(row: Mapping[str, Any], axes: Sequence[str]) -> str:
 
 def say_plan(plan: "Plan") -> str:
     """The whole plan in one paragraph."""
-    return " ".join(
-        part
-        for part in (_choice(plan), _use(plan), _limit(plan), _next(plan), _tied(plan), _blind(plan), _domain(plan))
-        if part
-    )
+    sentences = (_choice, _use, _memory, _limit, _next, _tied, _blind, _domain)
+    return " ".join(said for say in sentences if (said := say(plan)))
 
 
 def _choice(plan: "Plan") -> str:
@@ -99,6 +96,18 @@ def _use(plan: "Plan") -> str:
         for name, limit in plan.budgets.items()
     ]
     return f"It takes {_listed(uses)}."
+
+
+def _memory(plan: "Plan") -> str:
+    """A warning, where memory is no budget and the device has too little."""
+    name = "peak_memory_bytes" if "images_seen" in plan.best else "infer_memory_bytes"
+    has, needs = plan.device_memory_bytes, plan.best.get(name)
+    if has is None or needs is None or name in plan.budgets or needs <= has:
+        return ""
+    return (
+        f"It does not fit: it takes {say_price(name, needs)}, and the device has {say_price(name, has)}; "
+        f"give {name} as a budget, or a smaller batch."
+    )
 
 
 def _limit(plan: "Plan") -> str:
