@@ -13,13 +13,23 @@ TOKENS = [1, 4, 16, 36, 64, 144, 576]
 @pytest.fixture(scope="module")
 def reasoning():
     table = published("vlm/tokens-llm-size").query("task == 'visual reasoning'")
-    return fit_law(table, form="vlm", target="error", draws=300, allow_mixed=True)
+    return fit_law(
+        table,
+        form="vlm",
+        target="error",
+        draws=300,
+    )
 
 
 @pytest.fixture(scope="module")
 def ocr():
     table = published("vlm/tokens-llm-size").query("task == 'OCR'")
-    return fit_law(table, form="vlm", target="error", draws=300, allow_mixed=True)
+    return fit_law(
+        table,
+        form="vlm",
+        target="error",
+        draws=300,
+    )
 
 
 def test_prices_of_tokens_alone():

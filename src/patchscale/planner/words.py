@@ -24,6 +24,7 @@ AXIS_WORDS = {
     "patch_size": "smaller patches",
     "images_seen": "longer training",
     "merge_factor": "less merging of tokens",
+    "visual_tokens": "more visual tokens",
     "llm": "the next larger language model",
 }
 
