@@ -2,7 +2,7 @@
 
 import pytest
 
-from patchscale import fit_law, published
+from patchscale import UserError, fit_law, published
 from patchscale.laws.descent import descend
 
 
@@ -90,3 +90,17 @@ def test_language_model_against_visual_tokens():
     # visual tokens that go best with 50 text tokens; with the published exponents 12.1
     best = fit.derived(lambda p: 50 * p["beta"] / (p["alpha"] - p["beta"]))
     assert best.low < 13.8 < best.high
+
+
+def test_xcit_with_distillation_as_one_factor():
+    table = published("timm/imagenet-vit").query("family == 'xcit'")
+    table = table.assign(params_backbone=table["params_total"])
+    assert len(table) == 42
+    fit = fit_law(table, form="relative-patch:C=0", target="error", factors=["pretrain_tag"], draws=200)
+    assert fit.parameters["a"].value == pytest.approx(1.24, abs=0.01)
+    assert fit.parameters["h"].value == pytest.approx(0.40, abs=0.01)
+    assert fit.parameters["b"].value == pytest.approx(1.17, abs=0.01)
+    # distilled models make 8 % fewer errors
+    assert 1 / fit.parameters["x[pretrain_tag=fb_in1k]"].value == pytest.approx(0.92, abs=0.005)
+    with pytest.raises(UserError, match=r"the rows differ in pretrain_tag .*groups=\['pretrain_tag'\]"):
+        fit_law(table, form="relative-patch:C=0", target="error")

@@ -239,7 +239,7 @@ def mixed_in(rows: pd.DataFrame, law: Law, target: Target, options: JointOptions
         described.add("img_size")
     if "flops_train_total" in axes or axes & {"train_images", "images_seen"}:
         described |= {"epochs", "images_seen", "train_images"}
-    candidates = (*HELD_FIXED, "task_group", *(["metric_name"] if target.is_error else []))
+    candidates = (*HELD_FIXED, "task_group", "family", "pretrain_tag", *(["metric_name"] if target.is_error else []))
     left = [name for name in varying(rows, candidates) if name not in described]
     keys = [*options.groups, *(text.removeprefix("+") for text in options.factors)]
     if not keys:

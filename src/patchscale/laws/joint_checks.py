@@ -77,7 +77,8 @@ def _trend(e: JointEvidence) -> Finding:
     if len(absent) == len(terms):
         return "fail", "every term is 0: nothing in these rows falls with the axes"
     if absent:
-        return "warn", f"{listed(absent)} is 0: these rows show no such effect, and its exponent means nothing"
+        verb = "is" if len(absent) == 1 else "are"
+        return "warn", f"{listed(absent)} {verb} 0: these rows show no such effect, and its exponent means nothing"
     return "ok", "every term is above 0"
 
 
@@ -147,7 +148,7 @@ def _at_bound(e: JointEvidence) -> Finding:
             found.append(f"{exponent.name} is at its upper bound {exponent.high:g}")
     if not found:
         return "ok", "no parameter is at a bound"
-    floor = any(text.startswith(law.floor) for text in found)
+    floor = f"{law.floor} is at 0" in found
     return "warn", listed(found) + ("; these rows show no floor" if floor else "")
 
 
