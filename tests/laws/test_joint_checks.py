@@ -126,13 +126,13 @@ def test_few_clusters_are_told_of(clean):
 
 
 def test_a_family_off_the_law_is_named(clean):
-    table = sweep().assign(family=lambda t: np.where(t["img_size"] == 64, "old", "new"))
-    table["family"] = np.where(np.arange(len(table)) % 4 == 0, "other", "main")
-    table.loc[table["family"] == "other", "metric"] -= 0.02
-    check = fit(table, cluster_by=["family"]).check("residual-pattern")
+    table = sweep()
+    table["series"] = np.where(np.arange(len(table)) % 4 == 0, "other", "main")
+    table.loc[table["series"] == "other", "metric"] -= 0.02
+    check = fit(table, cluster_by=["series"]).check("residual-pattern")
     assert check.state == "warn"
     assert "other (above the law)" in check.message
-    assert fit(table, groups=["family"]).check("residual-pattern").state == "ok"
+    assert fit(table, groups=["series"]).check("residual-pattern").state == "ok"
     assert clean.check("residual-pattern").state == "ok"
 
 
