@@ -146,6 +146,14 @@ def test_plan_from_a_published_table(folder):
     assert "What holds it back" in patchscale("plan", *table, "--budget", "infer_flops=1e11", cwd=folder)
 
 
+def test_plan_from_runs(folder):
+    curve = ("runs", "--form", "patch", "--target", "loss", "--where", "model=vit_nano")
+    told = json.loads(patchscale("plan", *curve, "--budget", "infer_flops=1e9", "--json", cwd=folder))
+    assert told["plan"]["best"]["model"] == "vit_nano"
+    assert told["plan"]["best"]["infer_flops"] <= 1e9
+    assert told["plan"]["axes"] == ["patch_size"]
+
+
 def test_runs(folder):
     assert patchscale("runs", "empty", cwd=folder).count("\n") == 1
     assert len(json.loads(patchscale("runs", "runs", "--json", cwd=folder))) == 12

@@ -105,6 +105,34 @@ def test_rows_outside_the_measured_range_say_on_which_axis(joint_fit, priced):
     assert "No budget holds it back" in str(inside)
 
 
+def test_ties_for_want_of_data_are_told_from_ties_on_known_ground():
+    """b costs half and is as good; c is tied as well, but only because its own value could be anything."""
+
+    class Law:
+        target, level, quantity = "error", 0.95, "error"
+        common = np.random.default_rng(0).normal(scale=0.02, size=500)
+        own = np.random.default_rng(1).normal(size=(500, 3)) * [0, 0.001, 0.5]
+
+        def draws(self, table):
+            return table["value"].to_numpy() + self.common[:, None] + self.own[:, table["kind"].to_numpy()]
+
+        def predict(self, table):
+            low, high = np.quantile(self.draws(table), [0.025, 0.975], axis=0)
+            return pd.DataFrame(
+                {"predicted": table["value"], "low": low, "high": high, "extrapolated": False, "outside": ""}
+            )
+
+    table = pd.DataFrame(
+        {"model": ["a", "b", "c"], "kind": [0, 1, 2], "value": [0.2, 0.2005, 0.9], "hours": [4.0, 2, 1]}
+    )
+    made = plan(Law(), table, budgets={"hours": 5})
+    assert made.best["model"] == "a"
+    assert made.ties["model"].tolist() == ["c", "b", "a"]
+    assert made.ties["poorly_known"].tolist() == [True, False, False]
+    assert "from 1 only because little is known" in str(made)
+    assert "the cheapest of the rest inside the measured range takes 50% of its hours: b" in str(made)
+
+
 def test_what_the_device_cannot_hold_is_said_unless_memory_is_a_budget(joint_fit):
     space = Space(models=["adventurer_huge"], img_sizes=[224], patch_sizes=[8], images_seen=[3e8])
     made = plan(joint_fit, space, budgets={"train_gpu_hours": 1e9}, device="a100", batch_size=1024)

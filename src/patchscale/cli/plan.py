@@ -243,6 +243,14 @@ def _print_plan(fit: "Fit", made: "Plan") -> None:
             print(f"{check.state}: {check.code}: {check.message}")
 
 
+def _note(row: dict[str, Any]) -> str | None:
+    notes = [
+        *([f"outside: {row['outside']}"] if row["extrapolated"] else []),
+        *(["little is known"] if row.get("poorly_known") else []),
+    ]
+    return "; ".join(notes) or None
+
+
 def _print_rows(title: str, rows: "pd.DataFrame", made: "Plan", more: list[str]) -> None:
     from patchscale.cli.output import print_table
     from patchscale.planner.rows import records
@@ -263,7 +271,7 @@ def _print_rows(title: str, rows: "pd.DataFrame", made: "Plan", more: list[str])
             "low": made.quality.show(row["low"]),
             "high": made.quality.show(row["high"]),
             **{name: say(name, row[name]) for name in more if name != "axis"},
-            "note": f"outside: {row['outside']}" if row["extrapolated"] else None,
+            "note": _note(row),
         }
         for row in records(rows.head(ROWS))
     ]

@@ -10,7 +10,7 @@ import pandas as pd
 
 from patchscale.errors import UserError
 from patchscale.planner.frontier import Numbers, best_of, binding, pareto, within
-from patchscale.planner.prices import price
+from patchscale.planner.prices import PRICES, price
 from patchscale.planner.quality import Law, Quality
 from patchscale.planner.rows import plain_row, records
 from patchscale.planner.space import AXES, Space
@@ -21,6 +21,8 @@ from patchscale.planner.words import describe, say_plan, say_price
 
 CANDIDATES = 1000
 """Feasible configurations with the best predictions: those among which ties are sought."""
+POORLY_KNOWN = 2.0
+"""Times the width of the best one's interval."""
 COSTS = ("train_gpu_hours", "train_flops", "infer_flops", "latency_s", "peak_memory_bytes", "visual_tokens")
 """What "cheaper" means: the first of these that is budgeted, or else the first budget."""
 
@@ -43,7 +45,10 @@ class Plan:
     doublings: pd.DataFrame
     """For each budget: the best configuration with twice as much of it."""
     candidates: pd.DataFrame
-    """Feasible configurations with the best predictions, compared with the best draw by draw."""
+    """Feasible configurations with the best predictions, compared with the best draw by draw.
+
+    `poorly_known` are those whose interval is more than twice as wide as that of the best.
+    """
     configurations: int
     feasible: int
     axes: tuple[str, ...]
@@ -151,6 +156,7 @@ def plan(
     among = compare(draws[:, : len(near)], values[near], 0, level=level)  # the best of what is feasible
 
     told = pd.concat([table.iloc[near].reset_index(drop=True), quality.rows(table.iloc[near])], axis=1)
+    width = told["high"] - told["low"]
     told = told.assign(
         difference=values[near] - values[best],
         difference_low=among.low,
@@ -158,6 +164,7 @@ def plan(
         difference_se=among.standard_error,
         tied=among.tied,
         within_one_se=among.within_one_se,
+        poorly_known=width > POORLY_KNOWN * width.iloc[0],
         prob_best=among.prob_best,
     )
 
@@ -249,6 +256,7 @@ def _checked(budgets: Mapping[str, float], table: pd.DataFrame) -> dict[str, flo
     if not len(table):
         raise UserError("there are no configurations to choose from")
     numbers = [str(name) for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
+    priced = [name for name in PRICES if name in numbers] or numbers
     limits = {}
     for name, limit in budgets.items():
         if name not in numbers:
@@ -259,7 +267,7 @@ def _checked(budgets: Mapping[str, float], table: pd.DataFrame) -> dict[str, flo
                 "train_flops": " (it needs images_seen)",
                 "latency_s": " (it needs a device)",
             }.get(name, "")
-            raise UserError(f"budget {name!r} is not priced{why}{hint} (prices: {', '.join(numbers)})")
+            raise UserError(f"budget {name!r} is not priced{why}{hint} (prices: {', '.join(priced)})")
         if not (np.isfinite(limit) and limit > 0):
             raise UserError(f"budget {name}={limit:g} is not a positive number")
         limits[name] = float(limit)

@@ -147,13 +147,16 @@ def _tied(plan: "Plan") -> str:
     ties = plan.ties
     if len(ties) <= 1:
         return f"No other configuration is tied with it at {plan.level:.0%}."
-    # measured ground first: a wide interval far outside ties with everything
-    cheapest = records(ties.sort_values(["extrapolated", plan.rank_by], kind="stable").head(1))[0]
+    well_known = ties[~ties["poorly_known"]]
+    cheapest = records(well_known.sort_values(["extrapolated", plan.rank_by], kind="stable").head(1))[0]
     many = f"{len(ties) - 1:,} other{'s' if len(ties) > 2 else ''}"
     text = f"The data cannot tell it from {many} at {plan.level:.0%}"
+    if len(well_known) < len(ties):
+        text += f", from {len(ties) - len(well_known):,} only because little is known about them"
     if cheapest[plan.rank_by] < plan.best[plan.rank_by]:
         share = cheapest[plan.rank_by] / plan.best[plan.rank_by]
-        which = "the cheapest" if cheapest["extrapolated"] else "the cheapest inside the measured range"
+        which = "the cheapest of the rest" if len(well_known) < len(ties) else "the cheapest of them"
+        which += "" if cheapest["extrapolated"] else " inside the measured range"
         text += (
             f"; {which} takes {share:.0%} of its {_words(plan.rank_by)}: {describe(cheapest, plan.axes)}, "
             f"{plan.quality.show(cheapest['predicted'])}"
