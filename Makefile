@@ -8,7 +8,7 @@ WORKERS ?= 2
 RESULTS := benchmarks/results
 TODAY := $(shell date +%F)
 
-.PHONY: demo test test-slow test-gpu check bench bench-gpu docs clean
+.PHONY: demo test test-slow test-gpu check bench bench-coverage bench-gpu docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,7 @@ help:
 	@echo "make test-gpu   the checks that need a CUDA device"
 	@echo "make check      ruff, format, mypy"
 	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (minutes)"
+	@echo "make bench-coverage  how often intervals of the laws hold the truth, by simulation (~25 min)"
 	@echo "make bench-gpu  correctness and speed on a CUDA device, into benchmarks/results (< 9 min)"
 	@echo "make docs       regenerate docs/cli.md from the program"
 
@@ -64,6 +65,11 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/vit_forward.py --output $(RESULTS)/vit_forward_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/pixel_step.py --output $(RESULTS)/pixel_step_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/attention_vs_scan.py --output $(RESULTS)/attention_vs_scan_cpu_$(TODAY).json
+	$(BIN)/python benchmarks/laws.py --output $(RESULTS)/laws_cpu_$(TODAY).json
+
+# 500 simulations of every design: about 25 minutes on two cores; ended early, it goes on where it was.
+bench-coverage: $(VENV)/.bench
+	$(BIN)/python benchmarks/coverage.py --output $(RESULTS)/coverage_cpu_$(TODAY).json
 
 bench-gpu: $(VENV)/.dev $(VENV)/.bench
 	PYTHON=$(BIN)/python OUT=$(RESULTS) sh benchmarks/gpu.sh

@@ -7,7 +7,10 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
+import pandas as pd
 import pytest
+
+from patchscale.laws.forms import LAWS
 
 ROOT = Path(__file__).parents[2]
 STATED = {"benchmark", "date", "device_name", "num_threads", "versions", "git_commit", "warm_up", "repetitions"}
@@ -71,6 +74,29 @@ def test_attention_vs_scan(run):
     )
     assert [row["tokens"] for row in written["rows"]] == [4, 16]
     assert all(row["ratio"]["25"] <= row["ratio"]["median"] <= row["ratio"]["75"] for row in written["rows"])
+
+
+def test_laws(run):
+    written, said = run("laws", "--draws", 20, "--durations", 1, "--warm-up", 0, "--repetitions", 1)
+    lines = {line["name"]: line for line in written["lines"]}
+    exact = [line for name, line in lines.items() if not name.endswith("_s")]  # seconds need a quiet machine
+    assert all(line["met"] for line in exact), said
+    assert len([name for name in lines if name.startswith("recovery")]) >= len(LAWS)
+    assert lines["founding_a"]["target"] == [1.45, 1.77]
+
+
+def test_coverage_goes_on_where_it_was_ended(run, tmp_path):
+    small = ("--designs", "patch-5-noise-0.01", "vlm-28", "--draws", 40, "--partial", tmp_path / "partial")
+    run("coverage", "--simulations", 2, "--processes", 1, *small)
+    path = tmp_path / "partial" / "vlm-28.jsonl"
+    before = path.read_text()
+    written, said = run("coverage", "--simulations", 12, "--processes", 2, *small)
+    assert path.read_text().startswith(before)
+    rows = pd.DataFrame(written["rows"])
+    assert (rows["simulations"] == 12).all()
+    assert set(rows.query("form == 'vlm'")["quantity"]) == {"D", "A", "alpha", "beta", "inside", "outside", "decision"}
+    assert rows["coverage"].mean() > 0.8
+    assert "patch-5-noise-0.01" in said
 
 
 @pytest.mark.parametrize("part", ["correctness", "speed", "peers"])
