@@ -55,7 +55,7 @@ def fit(
     import sys
 
     from patchscale.cli.output import print_json
-    from patchscale.cli.source import load_table
+    from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
     from patchscale.laws.fit import fit_curves, fit_parts
     from patchscale.laws.table import shorten
@@ -67,7 +67,7 @@ def fit(
         raise UserError("nothing to fit: give a folder of runs, published:NAME, or a CSV file")
     points = load_table(predict) if predict.endswith(".csv") else None
     sizes = [] if points is not None else _patch_sizes(predict)
-    table = _select(load_table(source), where or [])
+    table = select_rows(load_table(source), where or [])
     options: dict[str, Any] = {
         "form": form,
         "target": target,
@@ -95,40 +95,6 @@ def fit(
                 _print_joint(one, points if points is not None else sizes)
     for refused in fits.refused:
         print(f"not fitted: {refused.reason}", file=sys.stderr)
-
-
-def _select(table: "pd.DataFrame", where: list[str]) -> "pd.DataFrame":
-    """Rows in which every named column holds the given value, compared as a number where it is one."""
-    from difflib import get_close_matches
-
-    from patchscale.errors import UserError
-    from patchscale.laws.table import shorten
-
-    for condition in where:
-        name, equals, value = (part.strip() for part in condition.partition("="))
-        if not equals:
-            raise UserError(f"--where {condition!r} is not of the form column=value, such as img_size=224")
-        if name not in table.columns:
-            close = get_close_matches(name, table.columns, n=1)
-            hint = f"; did you mean {close[0]!r}?" if close else ""
-            raise UserError(f"--where: no column {name!r}{hint} (columns: {', '.join(table.columns)})")
-        kept = table[[_equal(cell, value) for cell in table[name]]]
-        if not len(kept):
-            raise UserError(f"--where {condition}: no such row; {name} is {shorten(table[name], 12)}")
-        table = kept
-    return table
-
-
-def _equal(cell: Any, value: str) -> bool:
-    from patchscale.laws.table import plain
-
-    cell = plain(cell)
-    if cell is None:
-        return value == ""
-    try:
-        return float(cell) == float(value)
-    except (TypeError, ValueError):
-        return str(cell) == value
 
 
 def _names(text: str) -> list[str]:

@@ -60,9 +60,8 @@ def plan(
     Prices that can be budgeted: train_flops, train_gpu_hours, infer_flops, latency_s, peak_memory_bytes (of training),
     visual_tokens, params_total. FLOPs are 2 x MACs.
     """
-    from patchscale.cli.fit import _select
     from patchscale.cli.output import print_json
-    from patchscale.cli.source import load_table
+    from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
     from patchscale.laws.fit import fit_law
     from patchscale.planner.plan import plan as make_plan
@@ -70,7 +69,7 @@ def plan(
     if not source:
         raise UserError("nothing to plan from: give a folder of runs, published:NAME, or a CSV file")
     limits = _budgets(budget or [])
-    table = _select(load_table(source), where or [])
+    table = select_rows(load_table(source), where or [])
     target = target or ("error" if "metric" in table and table["metric"].notna().any() else "loss")
     if schedule:
         _schedule(table, limits, target, json)

@@ -1,6 +1,6 @@
-"""Where verbs take their rows from: a folder of runs, a published table, or a CSV file."""
+"""Where verbs take their rows from: a folder of runs, a published table, or a CSV file; and which of them."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -34,3 +34,40 @@ def load_table(source: str) -> "pd.DataFrame":
         return pd.read_csv(path)
     except (ValueError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: not a CSV table with a header line ({error})") from None
+
+
+def select_rows(table: "pd.DataFrame", where: list[str]) -> "pd.DataFrame":
+    """Rows in which every named column holds the given value, compared as a number where it is one.
+
+    Raises `UserError` for a condition that is not column=value, an unknown column, and if no row is left.
+    """
+    from difflib import get_close_matches
+
+    from patchscale.errors import UserError
+    from patchscale.laws.table import shorten
+
+    for condition in where:
+        name, equals, value = (part.strip() for part in condition.partition("="))
+        if not equals:
+            raise UserError(f"--where {condition!r} is not of the form column=value, such as img_size=224")
+        if name not in table.columns:
+            close = get_close_matches(name, table.columns, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"--where: no column {name!r}{hint} (columns: {', '.join(table.columns)})")
+        kept = table[[_equal(cell, value) for cell in table[name]]]
+        if not len(kept):
+            raise UserError(f"--where {condition}: no such row; {name} is {shorten(table[name], 12)}")
+        table = kept
+    return table
+
+
+def _equal(cell: Any, value: str) -> bool:
+    from patchscale.laws.table import plain
+
+    cell = plain(cell)
+    if cell is None:
+        return value == ""
+    try:
+        return float(cell) == float(value)
+    except (TypeError, ValueError):
+        return str(cell) == value
