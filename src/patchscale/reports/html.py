@@ -1,16 +1,13 @@
 """The report: one HTML file that holds everything, opens offline, runs no script and asks no network."""
 
-import base64
 import json
 import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup, escape
 
 from patchscale import __version__
@@ -21,7 +18,7 @@ from patchscale.reports.chart import Chart
 from patchscale.reports.curves import Curve, TargetName, collect_curves, finished
 from patchscale.reports.figures import charts_of, main_target
 from patchscale.reports.notices import notices
-from patchscale.reports.palette import DARK, LIGHT
+from patchscale.reports.page import data_uri, render_page, tied
 from patchscale.reports.words import missing, number, plain, plural
 
 if TYPE_CHECKING:
@@ -63,16 +60,11 @@ def render_report(
     all_runs, same = tables.runs_table(runs)
     laws = [curve for curve in curves if target in curve.fits]
     quantity = quantity_name(target, curves)
-    template = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    ).from_string(files("patchscale.reports").joinpath("template.html").read_text(encoding="utf-8"))
-    return template.render(
+    return render_page(
+        "template.html",
         title=title,
-        version=__version__,
-        light=LIGHT,
-        dark=DARK,
-        lede=_tied(" ".join(lede(curves, target))),
-        law_sentences=[(label, _tied(sentence)) for label, sentence in law_sentences(curves, target)],
+        lede=tied(" ".join(lede(curves, target))),
+        law_sentences=[(label, tied(sentence)) for label, sentence in law_sentences(curves, target)],
         facts=_facts(runs, curves, target),
         answer=tables.answer_table(curves, target, quantity),
         meanings={
@@ -97,11 +89,6 @@ def render_report(
     )
 
 
-def data_uri(text: str, kind: str) -> str:
-    """`text` as an address that holds it."""
-    return f"data:{kind};charset=utf-8;base64,{base64.b64encode(text.encode()).decode()}"
-
-
 def runs_csv(runs: pd.DataFrame) -> str:
     """All columns of the table in plain units, but for the place on this machine."""
     table = runs.drop(columns="path", errors="ignore")
@@ -116,11 +103,6 @@ def formula_html(formula: str) -> Markup:
         text = re.sub(rf"\b{name}\b", letter, text)
     text = re.sub(r"\^([\w.−-]+)", r"<sup>\1</sup>", text)
     return Markup(re.sub(r"\b([A-Za-z])\b(?![^<]*>)", r"<i>\1</i>", text))
-
-
-def _tied(text: str) -> str:
-    """The text with units kept on the line of their number."""
-    return text.replace(" %", "\u00a0%").replace(" px", "\u00a0px")
 
 
 def _facts(runs: pd.DataFrame, curves: Sequence[Curve], target: TargetName) -> list[tuple[str, str]]:
@@ -178,7 +160,7 @@ def _in_words(curve: Curve, target: TargetName) -> dict[str, Any]:
         "label": curve.label,
         "verdict": verdict(fit),
         "formula": formula_html(formula),
-        "sentence": _tied(sentence[:1].upper() + sentence[1:]),
+        "sentence": tied(sentence[:1].upper() + sentence[1:]),
         "checks": [(check.code, check.state, check.message) for check in fit.checks],
         "summary": _count_states([check.state for check in fit.checks]),
     }
