@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from patchscale.errors import UserError
 from patchscale.laws.forms import Array, Axes, Law, PowerLaw
@@ -41,6 +42,8 @@ class Design:
     group_columns: tuple[str, ...]
     groups: tuple[str, ...]
     factors: tuple[Factor, ...]
+    group_ranges: Mapping[str, Array]
+    """`ranges` of each group: axis -> [groups, 2]; empty without groups."""
 
     @classmethod
     def of(cls, rows: pd.DataFrame, base: Law, groups: Sequence[str], factors: Sequence[str]) -> "Design":
@@ -62,7 +65,12 @@ class Design:
                 multipliers=[f.name(level) for f in found if not f.added for level in f.levels],
                 additions=[f.name(level) for f in found if f.added for level in f.levels],
             )
-        return cls(law, base, scales, ranges, tuple(groups) if known else (), known, found)
+        in_group = [np.array([label == name for label in labels]) for name in known]
+        group_ranges = {
+            name: np.array([(raw[name][rows_of].min(), raw[name][rows_of].max()) for rows_of in in_group])
+            for name in (ranges if known else ())
+        }
+        return cls(law, base, scales, ranges, tuple(groups) if known else (), known, found, group_ranges)
 
     @property
     def columns(self) -> list[str]:
@@ -93,10 +101,15 @@ class Design:
         return axes
 
     def outside(self, table: pd.DataFrame) -> list[str]:
-        """For each row, the axes on which it lies outside the measured range, comma-separated; empty if none."""
+        """For each row, the axes on which it lies outside the measured range, comma-separated; empty if none.
+
+        With groups the range is that of the row's own group: what others measured says little about its floor.
+        """
         table = with_tokens(table, self.base)
         found = [[] for _ in range(len(table))]  # type: list[list[str]]
-        for column, (low, high) in self.ranges.items():
+        number = self._group_numbers(table).astype(int) if self.groups else None
+        for column, whole in self.ranges.items():
+            low, high = whole if number is None else self.group_ranges[column][number].T
             values = pd.to_numeric(table[column]).to_numpy(float)
             for i in np.flatnonzero((values < low * (1 - 1e-9)) | (values > high * (1 + 1e-9))):
                 found[i].append(column)
@@ -108,22 +121,31 @@ class Design:
             raise UserError(
                 f"the points have no column {missing[0]!r}, which tells the groups apart (groups: {_some(self.groups)})"
             )
-        labels = labels_of(table, self.group_columns)
+        first, kind = kinds(table, self.group_columns)
+        labels = labels_of(table.iloc[first], self.group_columns)
         unknown = [label for label in labels if label not in self.groups]
         if unknown:
             raise UserError(f"group {unknown[0]!r} was not fitted (groups: {_some(self.groups)})")
-        return np.array([self.groups.index(label) for label in labels], float)
+        return np.array([self.groups.index(label) for label in labels], float)[kind]
 
     def _cells(self, table: pd.DataFrame, factor: Factor) -> Array:
         """The factor's value in each row; the baseline where there is no such column."""
         if factor.column not in table.columns:
             return np.full(len(table), factor.baseline, dtype=object)
-        cells = np.array([text_of(value) for value in table[factor.column]], dtype=object)
+        first, kind = kinds(table, [factor.column])
+        cells = np.array([text_of(value) for value in table[factor.column].iloc[first]], dtype=object)
         known = (factor.baseline, *factor.levels)
         unknown = [cell for cell in cells if cell not in known]
         if unknown:
             raise UserError(f"{factor.column} {unknown[0]!r} was not fitted (fitted: {_some(known)})")
-        return cells
+        return cells[kind]
+
+
+def kinds(table: pd.DataFrame, columns: Sequence[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """(places of the first row of each kind, for every row the number of its kind) by `columns`."""
+    numbers = table.groupby(list(columns), sort=False, dropna=False, observed=True).ngroup().to_numpy()
+    _, first, kind = np.unique(numbers, return_index=True, return_inverse=True)
+    return first, kind
 
 
 def text_of(value: object) -> str:

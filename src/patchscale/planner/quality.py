@@ -9,6 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from patchscale.errors import UserError
+from patchscale.laws.design import kinds
 from patchscale.laws.result import Fit
 
 Numbers = NDArray[np.float64]
@@ -43,7 +44,7 @@ class Quality:
     def values(self, table: pd.DataFrame) -> Numbers:
         """The predicted value of every row; raises `UserError` if there is none for any."""
         if isinstance(self.law, Fit):
-            values: Any = _values_of_fit(self.law, table)
+            values: Any = self.law.values(table)
         elif isinstance(self.law, FittedLaw):
             values = self.law.predict(table)["predicted"]
         else:
@@ -79,7 +80,7 @@ class Quality:
         columns = columns_read(self.law) if isinstance(self.law, Fit) else None
         if columns is None or any(name not in table for name in columns):
             return np.arange(len(table)), np.arange(len(table))
-        return distinct(table, columns)
+        return kinds(table, columns)
 
     @property
     def quantity(self) -> str:
@@ -108,28 +109,3 @@ class Quality:
 def columns_read(fit: Fit) -> list[str]:
     """Columns that the predictions of a fit depend on."""
     return ["patch_size"] if fit.design is None else fit.design.columns
-
-
-def distinct(table: pd.DataFrame, columns: list[str]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """(places of the first row of each kind, for every row the number of its kind) by `columns`."""
-    kinds = table.groupby(columns, sort=False, dropna=False, observed=True).ngroup().to_numpy()
-    _, first, place = np.unique(kinds, return_index=True, return_inverse=True)
-    return first, place
-
-
-def _values_of_fit(fit: Fit, table: pd.DataFrame) -> Numbers:
-    """`fit.predict(table)["predicted"]` without its intervals, which take a thousand times as long."""
-    if fit.design is None:
-        axes: Any = {"patch_size": table["patch_size"].to_numpy(float)}
-    elif fit.design.groups or fit.design.factors:  # these are looked up by name, row by row
-        columns = [name for name in fit.design.columns if name in table]
-        first, place = distinct(table, columns)
-        return _values_at(fit, fit.design.axes(table.iloc[first]))[place]
-    else:
-        axes = fit.design.axes(table)
-    return _values_at(fit, axes)
-
-
-def _values_at(fit: Fit, axes: Any) -> Numbers:
-    values = fit.problem.law.basis(fit.solution.exponents[None], axes)[0] @ fit.solution.amplitudes
-    return 1 / (1 + np.exp(-values)) if fit.problem.scale == "logit" else values
