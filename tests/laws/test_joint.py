@@ -234,3 +234,47 @@ def test_an_unknown_group_or_factor_value_is_not_predicted():
     # without the column a factor is at its baseline
     baseline = factored.predict(point.drop(columns="family"))["predicted"].iloc[0]
     assert baseline == factored.predict(point.assign(family="x"))["predicted"].iloc[0]
+
+
+@pytest.mark.parametrize("kind", ["joint", "groups and factors", "logit", "curve"])
+def test_values_are_the_predictions_without_intervals(kind):
+    table = sweep().assign(family=lambda t: np.where(t["patch_size"] + t["img_size"] > 134, "x", "y"))
+    table["recipe"] = np.where(table["model"] == "tiny", "long", "short")
+    options = {
+        "joint": {"form": FORM, "target": "error", "draws": 20},
+        "groups and factors": {
+            "form": FORM, "target": "error", "groups": ["family"], "factors": ["recipe"], "draws": 20
+        },
+        "logit": {"form": FORM, "target": "logit-error", "draws": 20, "allow_mixed": True},
+        "curve": {"form": "patch", "target": "error"},
+    }[kind]  # fmt: skip
+    rows = table.query("model == 'base' and img_size == 128") if kind == "curve" else table
+    fit = fit_law(rows, **{"allow_mixed": True} | options)
+    points = table.iloc[::-1]
+    assert fit.values(points).tolist() == fit.predict(points)["predicted"].tolist()
+    with pytest.raises(UserError, match="patch_size"):
+        fit.values(points.assign(patch_size=-1))
+
+
+def test_a_group_is_extrapolated_outside_of_what_was_measured_of_it():
+    """Group y has one model, one image size and fewer patch sizes; what x has does not count for it."""
+    both = pd.concat(
+        [
+            sweep().assign(family="x"),
+            sweep(rng=1).query("model == 'base' and img_size == 128 and patch_size >= 4").assign(family="y"),
+        ]
+    )
+    fit = fit_law(both, form=FORM, target="error", groups=["family"], draws=20)
+    points = pd.DataFrame(
+        [
+            {"family": "x", "params_backbone": 5e6, "img_size": 64, "patch_size": 2},
+            {"family": "y", "params_backbone": 5e6, "img_size": 64, "patch_size": 2},
+            {"family": "y", "params_backbone": 86e6, "img_size": 128, "patch_size": 8},
+            {"family": "y", "params_backbone": 304e6, "img_size": 128, "patch_size": 16},
+        ]
+    )
+    told = fit.predict(points)
+    assert [set(names.split(",")) for names in told["outside"]] == [
+        {""}, {"params_backbone", "img_size", "patch_size"}, {""}, {"params_backbone"}
+    ]  # fmt: skip
+    assert told["extrapolated"].tolist() == [False, True, False, True]
