@@ -1,0 +1,151 @@
+"""Forms compared by AICc and by leaving out levels: the founding table, and data whose law is known."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from patchscale import UserError, published
+from patchscale.laws.compare import CARRIED, compare_laws
+
+
+@pytest.fixture(scope="module")
+def adventurer():
+    """The forty runs of complete curves."""
+    table = published("patchification/imagenet")
+    table = table[table["architecture"] == "adventurer"]
+    return compare_laws(table[(table["img_size"] > 64) | (table["model"] == "Adventurer-Base")], target="error")
+
+
+def test_the_founding_table_is_described_best_by_the_relative_patch_law(adventurer):
+    table = adventurer.frame().set_index("form")
+    assert table.index[0] == "relative-patch"
+    assert adventurer.points == 40
+    assert table["behind"].iloc[1] > 30
+    assert table["parameters"].to_dict() == {
+        "relative-patch": 8,
+        "relative-patch:h=0": 7,
+        "product": 5,
+        "relative-patch:C=0": 6,
+        "additive": 7,
+        CARRIED: 0,
+    }
+
+
+def test_pixel_patches_and_larger_models_are_foretold_by_different_forms(adventurer):
+    table = adventurer.frame().set_index("form")
+    assert 0.37 < table.loc["relative-patch", "patch_size_end"] < 0.41
+    smallest = adventurer.end("patch_size")
+    assert [form for form in smallest if form != CARRIED][0] == "relative-patch"
+    largest = adventurer.end("params_backbone")
+    assert largest["additive"] < largest["relative-patch:h=0"] < largest["relative-patch"]
+    assert adventurer.disagree
+    assert "The rankings disagree" in str(adventurer)
+    assert "by AICc relative-patch leads, 31.0 ahead of relative-patch:h=0" in str(adventurer)
+
+
+def test_the_last_value_carried_forward_is_counted_by_hand(adventurer):
+    table = published("patchification/imagenet")
+    table = table[(table["architecture"] == "adventurer") & (table["img_size"] >= 64)]
+    curves = table.pivot_table(index=["model", "img_size"], columns="patch_size", values="metric").dropna()
+    assert len(curves) == 8
+    by_hand = 100 * float(np.sqrt(np.mean((curves[2] - curves[1]) ** 2)))
+    assert adventurer.end("patch_size")[CARRIED] == pytest.approx(by_hand)
+    # it beats every law at p = 1, and none of the three at 224 px
+    assert next(iter(adventurer.end("patch_size"))) == CARRIED
+    assert next(iter(adventurer.end("img_size"))) != CARRIED
+    assert "carrying the last value forward 0.209, which is closer" in str(adventurer)
+
+
+def test_a_level_held_out_is_not_in_the_fit(adventurer):
+    """Along p the hold-out errors of the leading form are those of fits to the other rows."""
+    from patchscale import fit_law
+
+    table = published("patchification/imagenet")
+    table = table[(table["architecture"] == "adventurer")]
+    table = table[(table["img_size"] > 64) | (table["model"] == "Adventurer-Base")]
+    held = table[table["patch_size"] == 4]
+    fit = fit_law(table[table["patch_size"] != 4], form="relative-patch", target="error", draws=20)
+    error = 100 * (fit.predict(held)["predicted"] - (1 - held["metric"]))
+    one = adventurer.holdouts.query("form == 'relative-patch' and column == 'patch_size' and value == 4").iloc[0]
+    assert one["side"] == "inside"
+    assert one["rows"] == len(held) == 8
+    assert one["rmse"] == pytest.approx(float(np.sqrt(np.mean(error**2))), rel=1e-3)
+    assert one["bias"] == pytest.approx(float(error.mean()), rel=1e-3)
+
+
+def test_what_the_rows_cannot_support_is_listed_or_left_empty(adventurer):
+    assert [one.form for one in adventurer.refused] == ["tokens"]
+    assert "img_size varies" in adventurer.refused[0].reason
+    # three image sizes: with one left out additive cannot be fitted
+    assert np.isnan(adventurer.frame().set_index("form").loc["additive", "img_size_end"])
+    sides = adventurer.holdouts.drop_duplicates(["column", "value"]).set_index(["column", "value"])["side"]
+    assert (sides["patch_size"][1.0], sides["patch_size"][16.0], sides["img_size"][224.0]) == ("end", "start", "end")
+
+
+def test_siglip2_is_described_best_by_a_product():
+    compared = compare_laws(published("siglip2/imagenet"), target="error")
+    table = compared.frame().set_index("form")
+    assert table.index[0] == "product"
+    assert 3 < table.loc["relative-patch:C=0", "behind"] < 6
+    assert {one.form for one in compared.refused} == {"relative-patch", "relative-patch:h=0", "tokens"}
+
+
+def planted(law, *, noise=0.002, rng=0):
+    rows = [(p, r, N) for p in (32, 16, 8, 4) for r in (96, 160, 224, 320) for N in (5e6, 2e7, 8e7, 3e8)]
+    table = pd.DataFrame(rows, columns=["patch_size", "img_size", "params_backbone"]).astype(float)
+    values = law(*(table[name] for name in table.columns))
+    return table.assign(test_loss=values * np.exp(noise * np.random.default_rng(rng).normal(size=len(table))))
+
+
+FORMS = ("relative-patch", "relative-patch:h=0", "additive", "product")
+
+
+@pytest.mark.parametrize(
+    ("form", "law"),
+    [
+        ("relative-patch", lambda p, r, N: 0.4 + 9 * (p / r) ** 1.3 * (N / 1e7) ** -0.4 + 0.3 * (N / 1e7) ** -0.5),
+        ("additive", lambda p, r, N: 0.4 + 0.02 * p**1.1 + 0.3 * (N / 1e7) ** -0.5 + 20 * r**-0.9),
+        ("product", lambda p, r, N: 0.4 + 3 * p**0.8 * (N / 1e7) ** -0.4 * r**-0.6),
+    ],
+)
+def test_a_known_law_leads_both_rankings(form, law):
+    compared = compare_laws(planted(law), forms=FORMS)
+    table = compared.frame().set_index("form")
+    assert table.index[0].startswith(form)
+    assert compared.inside[form] <= 1.05 * min(compared.inside.values())
+    assert compared.inside[form] == pytest.approx(0.002 * 0.8, rel=0.7)
+    for column in ("patch_size", "img_size", "params_backbone"):
+        rivals = [rmse for other, rmse in compared.end(column).items() if other == CARRIED or other == "additive"]
+        assert compared.end(column)[form] <= min(rivals)
+
+
+def test_rows_that_one_form_cannot_use_are_left_out_for_all():
+    table = planted(lambda p, r, N: 0.4 + 9 * (p / r) ** 1.3 + 0.3 * (N / 1e7) ** -0.5)
+    table.loc[table.index[:3], "params_backbone"] = np.nan
+    compared = compare_laws(table, forms=["additive", "additive:patch_size,img_size"], allow_mixed=True)
+    assert (compared.points, compared.left_out) == (61, 3)
+
+
+def test_groups_seen_only_at_one_level_are_not_scored():
+    table = planted(lambda p, r, N: 0.4 + 9 * (p / r) ** 1.3 + 0.3 * (N / 1e7) ** -0.5)
+    table["recipe"] = np.where(table["patch_size"] == 4, "long", "short")
+    compared = compare_laws(table, forms=["additive"], groups=["recipe"])
+    smallest = compared.holdouts.query("column == 'patch_size' and value == 4")
+    assert len(smallest) == 0
+    assert len(compared.holdouts.query("column == 'patch_size' and value == 8 and form == 'additive'")) == 1
+
+
+def test_nothing_that_can_be_fitted_is_one_line():
+    table = pd.DataFrame({"patch_size": [16, 8], "test_loss": [1.0, 0.9]})
+    with pytest.raises(UserError, match="no form can be fitted to these rows: patch: 2 distinct patch_size") as caught:
+        compare_laws(table)
+    assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="give a list"):
+        compare_laws(table, forms="patch")
+
+
+def test_json_holds_what_is_printed(adventurer):
+    values = adventurer.to_dict()
+    assert values["sentence"] == str(adventurer)
+    assert values["disagree"] is True
+    assert {row["form"] for row in values["holdouts"]} == {row["form"] for row in values["forms"]}
