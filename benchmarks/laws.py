@@ -81,7 +81,7 @@ def hoffmann_table() -> pd.DataFrame:
 def million(durations: int) -> ps.Space:
     """Plain ViTs of twelve widths and fifteen depths at nine image sizes."""
     return ps.Space(
-        models=free_vits(range(256, 1024, 64), range(4, 33, 2)),
+        shapes=free_vits(range(256, 1024, 64), range(4, 33, 2)),
         img_sizes=[64, 96, 128, 160, 192, 224, 256, 320, 384],
         images_seen=np.geomspace(1e6, 1e9, durations),
     )

@@ -19,7 +19,7 @@ def main() -> None:
     table = ps.published("patchification/imagenet").query("architecture == 'adventurer'")
     fit = ps.fit_law(table, form="relative-patch", target="error")
     space = ps.Space(
-        models=free_vits(range(256, 1024, 64), range(4, 33, 2)),
+        shapes=free_vits(range(256, 1024, 64), range(4, 33, 2)),
         img_sizes=[64, 96, 128, 160, 192, 224, 256, 320, 384],
         images_seen=np.geomspace(1e6, 1e9, 60),
     )

@@ -101,6 +101,11 @@ SHAPES: dict[str, ModelShape] = {
 SHAPES |= {f"deit_{size}": SHAPES[f"vit_{size}"] for size in ("tiny", "small", "base", "large", "huge")}
 
 
+def shape_name(shape: ModelShape) -> str:
+    """vit_d640_l16 for 640 channels and 16 blocks: what a shape without a name is called. No key, only a label."""
+    return f"{shape.architecture}_d{shape.embed_dim}_l{shape.depth}"
+
+
 def image_height_width(img_size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) in pixels of a square side or a pair, of any integer type.
 

@@ -1,10 +1,12 @@
 """Closed formulas against published and independently counted numbers. No torch."""
 
 import csv
+from dataclasses import replace
 from importlib.resources import files
 
 import pytest
 
+from patchscale.costs.counts import count
 from patchscale.costs.estimate import estimate_cost
 from patchscale.costs.flops import scan_macs
 from patchscale.costs.tokens import num_tokens, token_grid
@@ -21,6 +23,19 @@ def test_tokens_of_square_and_rectangular_images():
 def test_a_patch_that_does_not_divide_is_refused_with_both_numbers(patch_size):
     with pytest.raises(UserError, match=f"patch_size={patch_size} does not divide the 32x48 image"):
         num_tokens((32, 48), patch_size)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny", "adventurer_base", "vit_giant_swiglu_reg4"])
+def test_a_shape_counts_as_the_model_that_has_it(name):
+    by_name, by_shape = (
+        count(model, patch_size=16, img_size=64, num_classes=10) for model in (name, replace(SHAPES[name]))
+    )
+    assert replace(by_shape, model=name) == by_name
+    assert count(replace(SHAPES["vit_tiny"], depth=7), patch_size=16, img_size=64).model == "vit_d192_l7"
+    deeper = count(replace(SHAPES[name], depth=2 * SHAPES[name].depth), patch_size=16, img_size=64)
+    blocks = {part for part in deeper.macs if deeper.macs[part] == 2 * by_name.macs.get(part, 0)}
+    assert {"patch_embed"} < set(deeper.macs) - blocks
+    assert len(blocks) >= 2
 
 
 # Parameters of the released Adventurer code with 1000 classes at 224 px (Patch_Scaling fb8cce8, counted by running it).

@@ -9,14 +9,6 @@ from patchscale.planner.space import Space, free_vits
 from patchscale.shapes import SHAPES
 
 
-@pytest.fixture
-def own_shapes():
-    before = dict(SHAPES)
-    yield
-    SHAPES.clear()
-    SHAPES.update(before)
-
-
 def test_only_whole_grids_of_patches_are_listed():
     space = Space(
         models=["vit_tiny", "vit_small"], img_sizes=[64, 224], patch_sizes=[7, 16, 32], images_seen=[1e6, 2e6]
@@ -82,12 +74,21 @@ def test_time_can_come_from_any_function_and_is_not_priced_without():
     assert "latency_s" not in price(space)
 
 
-def test_free_shapes_are_models_like_the_others(own_shapes):
-    names = free_vits([192, 256], [4, 12])
-    assert names == ["vit_d192_l4", "vit_d192_l12", "vit_d256_l4", "vit_d256_l12"]
-    assert SHAPES["vit_d192_l12"] == SHAPES["vit_tiny"]
-    priced = price(Space(models=names, img_sizes=[64], patch_sizes=[16]))
+def test_free_shapes_are_models_like_the_others():
+    before = dict(SHAPES)
+    shapes = free_vits([192, 256], [4, 12])
+    assert list(shapes) == ["vit_d192_l4", "vit_d192_l12", "vit_d256_l4", "vit_d256_l12"]
+    assert shapes["vit_d192_l12"] == SHAPES["vit_tiny"]
+    space = Space(models=["vit_tiny"], shapes=shapes, img_sizes=[64], patch_sizes=[16])
+    assert space.models == ("vit_tiny", *shapes)
+    priced = price(space, device="a100")
     tiny = count("vit_tiny", patch_size=16, img_size=64)
+    numbers = priced.drop(columns="model").set_index(priced["model"])
+    assert numbers.loc["vit_d192_l12"].equals(numbers.loc["vit_tiny"])
+    assert Space(shapes=shapes, img_sizes=[64]).models == tuple(shapes)
+    assert before == SHAPES  # nothing is entered where others look
+    with pytest.raises(UserError, match="shapes: 'vit_tiny' is a built-in model"):
+        Space(shapes={"vit_tiny": shapes["vit_d192_l12"]}, img_sizes=[64])
     assert priced.set_index("model").loc["vit_d192_l12", "infer_flops"] == tiny.flops_forward
     with pytest.raises(UserError, match="width 200 is not a multiple of head_dim=64"):
         free_vits([200], [4])

@@ -12,7 +12,7 @@ from patchscale.costs.heads import HeadCounts, count_head
 from patchscale.costs.params import PosEmbed, backbone_params
 from patchscale.costs.tokens import token_grid
 from patchscale.head_shapes import default_head, head_shape
-from patchscale.shapes import SHAPES, ModelShape
+from patchscale.shapes import SHAPES, ModelShape, shape_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,7 +94,7 @@ class Counts:
 
 
 def count(
-    model: str,
+    model: str | ModelShape,
     *,
     patch_size: int,
     img_size: int | tuple[int, int],
@@ -105,20 +105,23 @@ def count(
 ) -> Counts:
     """Tokens, parameters and MACs of `model` with a `head` for `task` (default: the plainest), or none for 0 classes.
 
-    A built-in name needs no torch; other timm names do. Raises `UserError` for a patch size that does not divide the
-    image, an unknown model, task or head, and for a timm name without torch.
+    `model` is a name or a shape of any width and depth. Only timm names that are not built in need torch.
+    Raises `UserError` for a patch size that does not divide the image, an unknown model, task or head, and for a timm
+    name without torch.
     """
     grid = token_grid(img_size, patch_size)
     tokens = grid[0] * grid[1]
     head = head or default_head(task)
     chosen_head = head_shape(head, task=task)
-    shape = SHAPES.get(model)
+    shape = SHAPES.get(model) if isinstance(model, str) else model
     if shape is not None:
+        model = model if isinstance(model, str) else shape_name(shape)
         params = backbone_params(shape, tokens=tokens, patch_size=patch_size, pos_embed=pos_embed)
         macs = backbone_macs(shape, tokens=tokens, patch_size=patch_size)
         macs_train = {part: (2 if part == "patch_embed" else 3) * number for part, number in macs.items()}
         embed_dim, heads = shape.embed_dim, 1
     else:
+        assert isinstance(model, str)
         from patchscale.costs.counted import count_on_meta
 
         counted = count_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed, task=task)

@@ -13,6 +13,7 @@ from patchscale.costs.activations import Precision
 from patchscale.costs.counts import Counts, count
 from patchscale.costs.memory import infer_memory, train_memory
 from patchscale.costs.profile import DeviceProfile
+from patchscale.shapes import ModelShape
 
 Seconds = Callable[[Counts, bool, int], float]
 """(counts, train, batch_size) -> seconds of one step."""
@@ -37,7 +38,7 @@ NO_DEVICE = Device(seconds=lambda counts, train, batch_size: float("nan"), sourc
 
 
 @cache
-def counted(model: str, img_size: int, patch_size: int, num_classes: int) -> Counts:
+def counted(model: str | ModelShape, img_size: int, patch_size: int, num_classes: int) -> Counts:
     """`count`, each configuration once."""
     return count(model, patch_size=patch_size, img_size=img_size, num_classes=num_classes)
 

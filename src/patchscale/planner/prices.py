@@ -50,7 +50,10 @@ def price(
     clock = seconds or (None if device is None else named.seconds)
     frame = space.frame()
     place, unique = _unique_counts(frame)
-    counts = [counted(model, img_size, patch_size, num_classes) for model, img_size, patch_size in unique]
+    counts = [
+        counted(space.shapes.get(model, model), img_size, patch_size, num_classes)
+        for model, img_size, patch_size in unique
+    ]
 
     def column(values: list[Any]) -> np.ndarray:
         return np.array(values, dtype=float)[place]

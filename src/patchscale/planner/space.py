@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
-from patchscale.shapes import SHAPES, ViTShape
+from patchscale.shapes import SHAPES, ModelShape, ViTShape, shape_name
 
 AXES = ("model", "img_size", "patch_size", "images_seen", "merge_factor", "visual_tokens", "llm")
 """Columns that a plan chooses; those that a table lacks, or that do not vary, are not chosen."""
@@ -27,19 +27,25 @@ NOT_FOR_USE = ("_test", "_nano")
 class Space:
     """Vision models: names or patterns such as vit_*, image sizes and patch sizes (px), images seen in training.
 
+    `shapes` adds models that are not built in, by the names they get, such as `free_vits(...)`.
     Empty `patch_sizes` mean all that divide the image, down to 1 px. Without `images_seen` no training is planned.
     `fixed` holds columns that a law wants to know and that do not vary, such as {"recipe": "..."}.
     Raises `UserError` for unknown names, sizes that are not positive, and patch sizes that divide no image.
     """
 
-    models: Sequence[str]
-    img_sizes: Sequence[int]
+    models: Sequence[str] = ()
+    img_sizes: Sequence[int] = ()
     patch_sizes: Sequence[int] = ()
     images_seen: Sequence[float] = ()
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    shapes: Mapping[str, ModelShape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "models", tuple(expand_models(self.models)))
+        taken = sorted(set(self.shapes) & set(SHAPES))
+        if taken:
+            raise UserError(f"shapes: {taken[0]!r} is a built-in model; give the shape another name")
+        names = expand_models(self.models) if self.models or not self.shapes else []
+        object.__setattr__(self, "models", (*names, *self.shapes))
         for name in ("img_sizes", "patch_sizes", "images_seen"):
             object.__setattr__(self, name, ordered(name, getattr(self, name)))
         if not self.img_sizes:
@@ -114,23 +120,21 @@ def expand_models(names: Sequence[str]) -> list[str]:
 
 def free_vits(
     embed_dims: Sequence[int], depths: Sequence[int], *, mlp_ratio: float = 4, head_dim: int = 64
-) -> list[str]:
-    """Names of plain ViTs of every width and depth, vit_d640_l16 for 640 channels and 16 blocks.
+) -> dict[str, ViTShape]:
+    """Plain ViTs of every width and depth, for `Space(shapes=...)`: vit_d640_l16 has 640 channels and 16 blocks.
 
-    The shapes are entered in `SHAPES` under these names, so that `create_model` and the costs know them in this
-    process too. Raises `UserError` for a width that is no multiple of `head_dim`.
+    Raises `UserError` for a width that is no multiple of `head_dim`.
     """
-    names = []
+    shapes = {}
     for embed_dim, depth in product(ordered("embed_dims", embed_dims), ordered("depths", depths)):
         if embed_dim % head_dim:
             raise UserError(f"width {embed_dim} is not a multiple of head_dim={head_dim}; round it, or change head_dim")
-        plain = mlp_ratio == 4 and head_dim == 64
-        name = f"vit_d{embed_dim}_l{depth}" + ("" if plain else f"_m{mlp_ratio:g}_h{head_dim}")
-        SHAPES[name] = ViTShape(
+        shape = ViTShape(
             embed_dim=embed_dim, depth=depth, num_heads=embed_dim // head_dim, mlp_dim=round(mlp_ratio * embed_dim)
         )
-        names.append(name)
-    return names
+        plain = mlp_ratio == 4 and head_dim == 64
+        shapes[shape_name(shape) + ("" if plain else f"_m{mlp_ratio:g}_h{head_dim}")] = shape
+    return shapes
 
 
 def divisors(number: int) -> list[int]:
