@@ -35,7 +35,7 @@ def test_pixel_patches_and_larger_models_are_foretold_by_different_forms(adventu
     table = adventurer.frame().set_index("form")
     assert 0.37 < table.loc["relative-patch", "patch_size_end"] < 0.41
     smallest = adventurer.end("patch_size")
-    assert [form for form in smallest if form != CARRIED][0] == "relative-patch"
+    assert next(form for form in smallest if form != CARRIED) == "relative-patch"
     largest = adventurer.end("params_backbone")
     assert largest["additive"] < largest["relative-patch:h=0"] < largest["relative-patch"]
     assert adventurer.disagree

@@ -236,7 +236,7 @@ def compare_laws(
     seed: int = 0,
     allow_mixed: bool = False,
 ) -> Comparison:
-    """Fit several forms to the same rows and compare them by AICc and by leaving out one level of an axis after another.
+    """Fit several forms to the same rows and compare them by AICc and by leaving out levels of the axes in turn.
 
     `forms` are names of laws; by default those of a short list whose columns the table has. Rows that one of them
     cannot use are left out for all. Residuals are differences of logarithms (or of logits) for every form; `groups`,
@@ -315,7 +315,7 @@ def _hold_out_levels(
     # for each axis the number of each row's level
     numbers = {column: level_numbers(table[column]) for column in columns}
     found: list[dict[str, Any]] = []
-    errors: dict[str, dict[str, Array]] = {fit.form: {} for fit in fits} | {CARRIED: {}}
+    errors: dict[str, dict[str, Array]] = {form: {} for form in (*(fit.form for fit in fits), CARRIED)}
     for column in columns:
         levels = distinct(table[column])
         sides = ["start", *["inside"] * (len(levels) - 2), "end"]
