@@ -4,7 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from patchscale.laws.fit import fit_curves
+from patchscale.laws.fit import fit_curves, fit_law
+from patchscale.planner.plan import plan
+from patchscale.planner.prices import price
+from patchscale.planner.space import Space
 from patchscale.published_tables.tables import published
 
 SIZES = (24, 16, 12, 8, 6, 4)
@@ -84,3 +87,37 @@ def imagenet():
     table = published("patchification/imagenet")
     table = table[table["model"].isin(["DeiT-Base"])]
     return table, fit_curves(table, target="error")
+
+
+@pytest.fixture(scope="session")
+def adventurer_fit():
+    """The joint law of the founding paper's Adventurer results."""
+    table = published("patchification/imagenet").query("architecture == 'adventurer'")
+    return fit_law(table, form="relative-patch", target="error", draws=200)
+
+
+@pytest.fixture(scope="session")
+def priced():
+    """Adventurers on images of five sizes, priced."""
+    space = Space(models=["adventurer_*"], img_sizes=[64, 128, 160, 224, 256], images_seen=[3e8])
+    return price(space, device="a100")
+
+
+BUDGETS = {"train_gpu_hours": 300, "latency_s": 0.005, "infer_flops": 2e11, "peak_memory_bytes": 30 * 2**30}
+
+
+@pytest.fixture(scope="session")
+def planned(adventurer_fit, priced):
+    """A plan within four budgets of different units."""
+    return plan(adventurer_fit, priced, budgets=BUDGETS)
+
+
+def plain_plan():
+    """Own columns, a plain function as the law, prices from 0, and names that are markup."""
+    table = pd.DataFrame(
+        {
+            "model": ["a", "</script><script>document.title = 'taken'</script>", "<img src=x onerror=alert(1)>", "d"],
+            "hours": [0.0, 2.0, 3.0, 5.0],
+        }
+    )
+    return plan(lambda rows: 9 - rows["hours"], table, budgets={"hours": 4}, axes=["model"])

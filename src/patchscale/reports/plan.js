@@ -51,7 +51,7 @@
       chosen = rows.findLastIndex((row) => row.price <= budget * (1 + 1e-12));
       const row = rows[chosen];
       const said = `${say(figure.price, budget)} ${figure.words}`;
-      const used = Math.round((100 * row.price) / budget);
+      const used = budget === 0 ? 100 : Math.round((100 * row.price) / budget);
       part("choice").textContent =
         `Within ${said} the law expects most of ${row.says} It takes ${row.takes} (${used}%). ${row.more}`.trim();
       part("value").textContent = said;

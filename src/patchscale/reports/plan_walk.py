@@ -72,7 +72,8 @@ def walk(plan: "Plan", name: str) -> list[Stop]:
                 f"{f' [{ends[0]}, {ends[1]}]' if ends else ''}."
             )
         else:
-            more.append("Nothing in the space is expected to be better.")
+            rest = "in the space" if len(plan.budgets) == 1 else "that keeps the other budgets"
+            more.append(f"Nothing {rest} is expected to be better.")
         takes = f"{say_price(name, row[name])} {words}"
         flag = f"; extrapolation{_outside(row['outside'])}" if row["extrapolated"] else "; inside what was measured"
         stops.append(
