@@ -25,6 +25,8 @@ _EXPORTS = {
     "published": "patchscale.published_tables.tables",
     "fit_law": "patchscale.laws.fit",
     "fit_curves": "patchscale.laws.fit",
+    "compare_laws": "patchscale.laws.compare",
+    "propose_runs": "patchscale.laws.next_runs",
     "plan": "patchscale.planner.plan",
     "Space": "patchscale.planner.space",
     "VisionLanguageSpace": "patchscale.planner.vision_language",
@@ -40,8 +42,10 @@ if TYPE_CHECKING:
     from patchscale.costs.vision_language import estimate_vision_language_cost as estimate_vision_language_cost
     from patchscale.costs.vision_language import largest_image as largest_image
     from patchscale.errors import UserError as UserError
+    from patchscale.laws.compare import compare_laws as compare_laws
     from patchscale.laws.fit import fit_curves as fit_curves
     from patchscale.laws.fit import fit_law as fit_law
+    from patchscale.laws.next_runs import propose_runs as propose_runs
     from patchscale.models.checkpoints import load_checkpoint as load_checkpoint
     from patchscale.models.checkpoints import load_model as load_model
     from patchscale.models.checkpoints import save_model as save_model

@@ -183,3 +183,89 @@ def test_groups_and_factors_on_the_command_line():
     assert "E[adventurer]" in grouped
     factored = run(*common, "--factors", "architecture", "--draws", "40").stdout
     assert "x[architecture=vit]" in factored
+
+
+FOUNDING = ("published:patchification/imagenet", "--target", "error", "--where", "architecture=adventurer")
+
+
+def test_laws_are_compared():
+    result = run(
+        "fit", *FOUNDING, "--compare", "--forms", "relative-patch:h=0; product; tokens; additive:patch_size,tokens"
+    )
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("2 forms on 42 runs: by AICc relative-patch:h=0 leads, ")
+    assert "carrying the last value forward" in lines[0]
+    header, first, second, carried = (line.split("\t") for line in lines[1:5])
+    assert header[:2] == ["form", "parameters"]
+    assert "patch_size 1" in header
+    assert (first[0], second[0], carried[0]) == ("relative-patch:h=0", "product", "last value carried forward")
+    assert first[3] == "0.0"
+    assert float(second[3]) > 10
+    assert "not compared: tokens: img_size varies" in result.stdout
+    assert "not compared: additive:patch_size,tokens: the rows differ in " in result.stdout
+
+
+def test_a_comparison_as_json():
+    values = json.loads(run("fit", *FOUNDING, "--compare", "--forms", "product", "--json").stdout)
+    (product, carried) = values["forms"]
+    assert product["form"] == "product"
+    assert carried["aicc"] is None
+    assert {row["side"] for row in values["holdouts"]} == {"start", "inside", "end"}
+
+
+DESIGN = (
+    *FOUNDING, "--form", "relative-patch:C=0", "--draws", "200", "--patch-sizes", "16,8", "--img-sizes", "128,224",
+    "--models", "adventurer_tiny,adventurer_base", "--device", "a100", "--runs", "2",
+)  # fmt: skip
+
+
+def test_next_runs_are_proposed_for_a_prediction_with_their_gpu_hours():
+    out = run("fit", *DESIGN, "--design", "patch_size=4,img_size=224,model=adventurer_large").stdout
+    assert (
+        "To settle the prediction at patch_size 4, img_size 224, params_backbone 3.442e+08, run model adventurer_"
+        in out
+    )
+    assert "GPU-hours the 95% interval should narrow from" in out
+    assert "Prices: 1,281,167 images seen in training; A100" in out
+    lines = out.splitlines()
+    start = lines.index("next runs, in order (widths in points):")
+    header = lines[start + 1].split("\t")
+    assert header[:5] == ["model", "patch_size", "img_size", "params_backbone", "GPU-hours"]
+    rows = [dict(zip(header, line.split("\t"), strict=True)) for line in lines[start + 2 : start + 4]]
+    assert float(rows[1]["width after"]) < float(rows[0]["width now"])
+
+
+def test_next_runs_for_a_parameter_or_a_choice_as_json(tmp_path):
+    values = json.loads(run("fit", *DESIGN, "--design", "a", "--design-method", "linear", "--json").stdout)["design"]
+    assert values["decision"] == "the logarithm of a"
+    assert values["method"] == "linear"
+    assert len(values["ranking"]) == 8
+    gains = [row["narrowing_per_price"] for row in values["ranking"]]
+    assert gains == sorted(gains, reverse=True)
+    csv = tmp_path / "candidates.csv"
+    csv.write_text("patch_size,img_size,params_backbone,price\n16,128,1.1e7,1\n4,224,9.7e7,30\n")
+    choice = run(
+        "fit", *DESIGN[:9], "--candidates", str(csv), "--json",
+        *(x for p in (2, 4, 8) for x in ("--design", f"patch_size={p},img_size=224,params_backbone=1e8")),
+    )  # fmt: skip
+    found = json.loads(choice.stdout)
+    assert found["design"]["decision"].startswith("which of 3 configurations is best")
+    assert found["prices"].startswith("as given in ")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--design", "z"], "the law has no parameter 'z' (parameters: E, A, B, a, h, b)"),
+        (["--design", "a", "--design", "patch_size=4"], "a parameter cannot be compared with a configuration"),
+        (["--design", "a", "--compare"], "two questions"),
+        (["--compare", "--by", "model"], "--by does not go with"),
+        (["--design", "a", "--models", "vit_none"], "vit_none"),
+        (["--design", "a", "--patch-sizes", "5"], "patch size 5 divides none"),
+    ],
+)
+def test_mistakes_of_comparing_and_designing_are_one_line(arguments, message):
+    with pytest.raises(UserError) as caught:
+        run("fit", *FOUNDING, "--form", "relative-patch:C=0", "--draws", "40", *arguments)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)

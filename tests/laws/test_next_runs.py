@@ -86,6 +86,7 @@ def test_three_greedy_runs_really_narrow_the_interval_as_promised(fit):
     assert chosen < worst < before * 1.05
     assert proposal.width_after / proposal.width == pytest.approx(chosen / before, abs=0.15)
     assert (proposal.runs["width_after"] < proposal.runs["width_before"]).all()
+    assert proposal.runs["width_before"].tolist()[1:] == pytest.approx(proposal.runs["width_after"].tolist()[:-1])
     assert len(proposal.runs.drop_duplicates(["patch_size", "params_backbone"])) == 3
 
 

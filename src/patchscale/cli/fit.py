@@ -48,10 +48,44 @@ def fit(
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Fit rows that differ in recipe or protocol too; a check says so.")
     ] = False,
+    compare: Annotated[
+        bool, typer.Option("--compare", help="Compare laws: AICc, and levels of each axis left out and predicted.")
+    ] = False,
+    forms: Annotated[
+        str,
+        typer.Option(help="With --compare: laws, semicolons between; default: all the table has columns for."),
+    ] = "",
+    design: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Propose runs that settle a parameter (a), a prediction (patch_size=4,img_size=224,model=vit_base) "
+            "or, repeated, which of several such configurations is better."
+        ),
+    ] = None,
+    models: Annotated[str, typer.Option(help="With --design: models that could be run. Default: the table's.")] = "",
+    img_sizes: Annotated[str, typer.Option(help="With --design: pixels, 128,224. Default: the table's.")] = "",
+    patch_sizes: Annotated[str, typer.Option(help="With --design: pixels, 8,4,2. Default: the table's.")] = "",
+    images_seen: Annotated[
+        str, typer.Option(help="With --design: training images. Default: the table's, or one pass over ImageNet.")
+    ] = "",
+    device: Annotated[str, typer.Option(help="With --design: h100, a100, ...; prices are then GPU-hours.")] = "",
+    fixed: Annotated[
+        list[str] | None, typer.Option(help="With --design: column=value of all candidates, such as a group.")
+    ] = None,
+    candidates: Annotated[
+        str, typer.Option(help="With --design: a CSV of runs with axes and a price, instead of a grid.")
+    ] = "",
+    runs: Annotated[int, typer.Option(min=1, help="With --design: how many to propose.")] = 3,
+    design_method: Annotated[
+        str, typer.Option(help="With --design: draws (of the fit) or linear (Gauss-Newton).")
+    ] = "draws",
     list_forms: Annotated[bool, typer.Option("--list-forms", help="Show the laws that can be fitted.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
-    """Fit a scaling law to every curve of a table, or one law to all of it: intervals, named checks, predictions."""
+    """Fit a scaling law to every curve of a table, or one law to all of it: intervals, named checks, predictions.
+
+    With --compare, which law; with --design, which runs to make next, from a grid of candidates priced in GPU-hours.
+    """
     import sys
 
     from patchscale.cli.output import print_json
@@ -75,6 +109,35 @@ def fit(
         "noise": noise or None,
         "allow_mixed": allow_mixed,
     }
+    if compare or design:
+        if by:
+            raise UserError("--by does not go with --compare or --design: choose one part with --where")
+        if compare and design:
+            raise UserError("--compare and --design are two questions; ask one at a time")
+        options |= {"groups": _names(groups), "factors": _names(factors), "seed": seed}
+    if compare:
+        from patchscale.cli.fit_compare import compare as compare_forms
+
+        for name in ("form", "level"):
+            options.pop(name)
+        compare_forms(table, forms, options, json=json)
+        return
+    if design:
+        from patchscale.cli.fit_design import Grid
+        from patchscale.cli.fit_design import design as design_runs
+
+        grid = Grid(
+            models=models,
+            img_sizes=img_sizes,
+            patch_sizes=patch_sizes,
+            images_seen=images_seen,
+            device=device,
+            fixed=tuple(fixed or ()),
+            file=candidates,
+        )
+        options |= {"draws": draws, "huber": huber or None, "cluster_by": _names(cluster_by) or None}
+        design_runs(table, design, grid, options, runs=runs, method=design_method, json=json)
+        return
     if form == "patch" and target != "logit-error" and not (groups or factors or huber):
         fits = fit_curves(table, by=_names(by) or None, **options)
     else:

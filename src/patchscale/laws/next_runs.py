@@ -160,7 +160,8 @@ def propose_runs(
     tail = float(t_distribution.ppf((1 + fit.level) / 2, max(fit.dof, 1)))
     scale = 2 * tail * wanted.factor
     outside = np.array([bool(names) for names in fit.design.outside(candidates)])
-    axes = [name for name in dict.fromkeys(("model", *fit.design.columns)) if name in candidates.columns]
+    names = dict.fromkeys(("model", "patch_size", "img_size", *fit.design.columns))
+    axes = [name for name in names if name in candidates.columns]
 
     def rows(found: Sequence[tuple[int, float, float]]) -> pd.DataFrame:
         index = [i for i, *_ in found]
@@ -302,7 +303,9 @@ def _greedy(
         if step == 0:
             ranking = [(int(i), before, float(after[i])) for i in np.argsort(-gain, kind="stable")]
         best = int(np.argmax(np.where(left, gain, -np.inf)))
-        chosen.append((best, before, float(after[best])))
+        # shown as a chain: each starts where the one before it ended
+        start = chosen[-1][2] if chosen else before
+        chosen.append((best, start, start * float(after[best]) / before if before > 0 else 0.0))
         left[best] = repeat
         column = matrix[:, count + best]
         matrix = matrix - np.outer(column, column) / (matrix[count + best, count + best] + noise)
