@@ -83,7 +83,7 @@ class NextRuns:
                 f"; with {'the next one' if others == 1 else f'the next {others}'} "
                 f"({_number(self.total_price)} {unit} together) to {self._show(self.width_after)}"
             )
-        paid = f"{_number(first[self.price])} {unit}"
+        paid = f"{_number(first[self.price])} {unit.removesuffix('s') if first[self.price] == 1 else unit}"
         course = f"from {self._show(self.width)} to {self._show(float(first['width_after']))}"
         return (
             f"To settle {self.decision}, run {place} next: for {paid} the {self.level:.0%} interval should narrow "
