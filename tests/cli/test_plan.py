@@ -66,6 +66,28 @@ def test_vision_language_models(call):
     assert "language model 0.5B" in out
 
 
+def test_language_models_and_tokens_are_those_of_the_table_by_default(call):
+    code, out, err = call("plan", *VLM, "--device", "h100", "--budget", "infer_flops=1.2e12", "--json")
+    assert code == 0, err
+    told = json.loads(out)["plan"]
+    assert told["configurations"] == 4 * 7
+    assert told["best"]["llm"] == "Qwen1.5-0.5B"
+    assert told["best"]["latency_s"] > 0
+
+
+def test_a_named_model_is_varied_within_time_and_memory(call):
+    code, out, err = call(
+        "plan", *VLM, "--vlm", "qwen2.5-vl-7b", "--llm", "qwen2.5-1.5b", "--llm", "qwen2.5-3b",
+        "--img-size", "112,224,448", "--merge-factor", "1,2", "--device", "a100",
+        "--budget", "latency_s=50ms", "--budget", "peak_memory_bytes=16GB",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "of 50 ms time to the first token" in out
+    assert "of 14.9 GiB memory" in out
+    assert "qwen2.5-vl-7b with" in out
+    assert "and language model qwen2.5-" in out
+
+
 def test_a_schedule_from_checkpoints(call, tmp_path):
     curves = [
         ComputeCurve(patch_size=16, a=1e6, b=0.4, c=0.3, d=1e15),
@@ -99,7 +121,14 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
         ([*TABLE, "--budget", "infer_flops=1e12", "--model", "vit_bse"], "did you mean 'vit_base'"),
         ([*TABLE, "--budget", "latency_s=1", "--device", "tpu"], "device 'tpu' is not known"),
         ([*TABLE, "--budget", "infer_flops=1e12", "--images-seen", "many"], "--images-seen: 'many' is not a number"),
-        ([*VLM, "--allow-mixed", "--budget", "infer_flops=1e12"], "no built-in model"),
+        (
+            ["published:siglip2/imagenet", "--form", "relative-patch:C=0", "--budget", "infer_flops=1e12"],
+            "no built-in model",
+        ),
+        ([*VLM, "--vlm", "qwen2.5-vl-8b", "--img-size", "224", "--budget", "infer_flops=1e13"], "did you mean"),
+        ([*VLM, "--vlm", "qwen2.5-vl-7b", "--budget", "infer_flops=1e13"], "no img_sizes"),
+        ([*VLM, "--budget", "peak_memory_bytes=8GB"], "is not priced (it needs named models)"),
+        ([*VLM, "--budget", "latency_s=8ms"], "is not priced (it needs a device)"),
         ([*VLM, "--allow-mixed", "--budget", "infer_flops=1e12", "--llm", "7B"], "--llm '7B' is not of the form"),
     ],
 )

@@ -38,15 +38,28 @@ def plan(
     img_size: Annotated[str, typer.Option(help="Pixels: 128,224. Default: those of the table.")] = "",
     patch_size: Annotated[str, typer.Option(help="Pixels: 16,8,4. Default: all that divide the image.")] = "",
     images_seen: Annotated[str, typer.Option(help="Images of the whole training, all epochs: 1e8,3e8.")] = "",
-    llm: Annotated[list[str] | None, typer.Option(help="Language model NAME=PARAMS, such as 7B=7e9.")] = None,
-    visual_tokens: Annotated[str, typer.Option(help="With --llm, instead of images: 1,4,16.")] = "",
-    merge_factor: Annotated[str, typer.Option(help="With --llm: patches merged s x s: 1,2.")] = "1",
-    text_tokens: Annotated[int, typer.Option(min=0, help="With --llm: tokens of the text.")] = 50,
+    vlm: Annotated[
+        str, typer.Option(help="Vision-language models to vary: qwen2.5-vl-7b; `patchscale vlm --list-models`.")
+    ] = "",
+    llm: Annotated[
+        list[str] | None,
+        typer.Option(help="Language model: NAME=PARAMS, such as 7B=7e9; with --vlm a NAME, such as qwen2.5-3b."),
+    ] = None,
+    visual_tokens: Annotated[
+        str, typer.Option(help="With --llm, instead of images: 1,4,16. Default of a table with llm_params: its own.")
+    ] = "",
+    merge_factor: Annotated[
+        str, typer.Option(help="With --llm or --vlm: patches merged s x s: 1,2. Default: as the model does, or 1.")
+    ] = "",
+    text_tokens: Annotated[int, typer.Option(min=0, help="With --llm or --vlm: tokens of the text.")] = 50,
     fixed: Annotated[
         list[str] | None, typer.Option(help="column=value that the law wants to know, such as a group.")
     ] = None,
     device: Annotated[str, typer.Option(help="For time: h100, a100, rtx4090, ...")] = "",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images of a training step, for its memory.")] = 64,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Images of a training step, for its memory (64); with --vlm requests at a time (1)."),
+    ] = None,
     rank_by: Annotated[str, typer.Option(help="The price that ties are ranked by. Default: the first budget.")] = "",
     schedule: Annotated[
         bool,
@@ -58,7 +71,8 @@ def plan(
     """Plan within budgets: the best configuration with interval and ties, what binds, and what more would buy.
 
     Prices that can be budgeted: train_flops, train_gpu_hours, infer_flops, latency_s, peak_memory_bytes (of training),
-    visual_tokens, params_total. FLOPs are 2 x MACs.
+    visual_tokens, params_total; with --vlm infer_flops, latency_s (to the first token) and peak_memory_bytes are those
+    of a request, and kv_cache_bytes is known. FLOPs are 2 x MACs.
     """
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
@@ -85,12 +99,16 @@ def plan(
     )
     constants: dict[str, Any] = dict(_pair("--fixed", text, "architecture=vit") for text in fixed or [])
     space: Space | VisionLanguageSpace
-    pricing: dict[str, Any] = {}
-    if llm:
-        space = _vision_language(llm, visual_tokens, model, img_size, patch_size, merge_factor, text_tokens, constants)
+    if llm or vlm or _reads_llm_params(fit):
+        sides = {"img_size": img_size, "patch_size": patch_size, "merge_factor": merge_factor}
+        if vlm:
+            space = _named_vision_language(vlm, llm or [], sides, text_tokens, constants)
+        else:
+            space = _vision_language(table, llm or [], visual_tokens, model, sides, text_tokens, constants)
+        pricing: dict[str, Any] = {"device": device or None, "batch_size": batch_size or 1}
     else:
         space = _vision(table, model, img_size, patch_size, images_seen, constants)
-        pricing = {"device": device or None, "batch_size": batch_size}
+        pricing = {"device": device or None, "batch_size": batch_size or 64}
     made = make_plan(fit, space, budgets=limits, rank_by=rank_by or None, **pricing)
     if json:
         print_json({"law": fit.to_dict(), "plan": made.to_dict()})
@@ -155,13 +173,26 @@ def _vision(
     )
 
 
+def _reads_llm_params(fit: "Fit") -> bool:
+    return any(axis.column == "llm_params" for axis in fit.problem.law.axes)
+
+
+def _named_vision_language(
+    vlm: str, llm: list[str], sides: dict[str, str], text_tokens: int, fixed: dict[str, Any]
+) -> "VisionLanguageSpace":
+    from patchscale.planner.vision_language import VisionLanguageSpace
+
+    return VisionLanguageSpace(
+        models=_names(vlm), llms=[name.strip() for name in llm], text_tokens=text_tokens, fixed=fixed, **_sides(sides)
+    )
+
+
 def _vision_language(
+    table: "pd.DataFrame",
     llm: list[str],
     visual_tokens: str,
     model: str,
-    img_size: str,
-    patch_size: str,
-    merge_factor: str,
+    sides: dict[str, str],
     text_tokens: int,
     fixed: dict[str, Any],
 ) -> "VisionLanguageSpace":
@@ -169,16 +200,37 @@ def _vision_language(
     from patchscale.planner.vision_language import VisionLanguageSpace
 
     pairs = [_pair("--llm", text, "7B=7e9") for text in llm]
+    tokens = listed_numbers("--visual-tokens", visual_tokens) if visual_tokens else []
+    if not (tokens or model) and "visual_tokens" in table:
+        tokens = sorted({int(number) for number in table["visual_tokens"].dropna()})
     return VisionLanguageSpace(
-        llms={name: _number("--llm", value) for name, value in pairs},
-        visual_tokens=listed_numbers("--visual-tokens", visual_tokens) if visual_tokens else (),
+        llms={name: _number("--llm", value) for name, value in pairs} or _llms_of(table),
+        visual_tokens=tokens,
         encoders=_names(model),
-        img_sizes=listed_numbers("--img-size", img_size) if img_size else (),
-        patch_sizes=listed_numbers("--patch-size", patch_size) if patch_size else (),
-        merge_factors=listed_numbers("--merge-factor", merge_factor),
         text_tokens=text_tokens,
         fixed=fixed,
+        **_sides(sides),
     )
+
+
+def _sides(texts: dict[str, str]) -> dict[str, Any]:
+    """img_size, patch_size, merge_factor as lists, under the names that spaces have for them."""
+    from patchscale.cli.lists import listed_numbers
+
+    options = {name: "--" + name.replace("_", "-") for name in texts}
+    return {f"{name}s": listed_numbers(options[name], text) if text else () for name, text in texts.items()}
+
+
+def _llms_of(table: "pd.DataFrame") -> dict[str, float]:
+    """Language models of the table: by the name of its model where that tells them apart, else 7B."""
+    if "llm_params" not in table:
+        return {}
+    rows = table.dropna(subset=["llm_params"]).drop_duplicates(subset=["llm_params"])
+    sizes = [float(number) for number in rows["llm_params"]]
+    names = [str(name) for name in rows["model"]] if "model" in rows else []
+    if len(set(names)) < len(sizes):
+        names = [f"{size / 1e9:g}B" for size in sizes]
+    return dict(zip(names, sizes, strict=True))
 
 
 def _models_of(table: "pd.DataFrame") -> list[str]:

@@ -263,6 +263,7 @@ def _checked(budgets: Mapping[str, float], table: pd.DataFrame) -> dict[str, flo
             close = get_close_matches(name, numbers, n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             why = {
+                "peak_memory_bytes": " (it needs named models)" if "llm" in table else "",
                 "train_gpu_hours": " (it needs images_seen and a device)",
                 "train_flops": " (it needs images_seen)",
                 "latency_s": " (it needs a device)",

@@ -18,6 +18,13 @@ BUDGET_WORDS = {
     "visual_tokens": "visual tokens",
     "params_total": "parameters",
 }
+REQUEST_WORDS = {
+    "infer_flops": "FLOPs per request",
+    "latency_s": "time to the first token",
+    "peak_memory_bytes": "memory",
+    "kv_cache_bytes": "key-value cache",
+}
+"""What prices are called where a configuration is a vision-language model."""
 AXIS_WORDS = {
     "model": "the next larger model",
     "img_size": "larger images",
@@ -27,6 +34,12 @@ AXIS_WORDS = {
     "visual_tokens": "more visual tokens",
     "llm": "the next larger language model",
 }
+
+
+def budget_words(name: str, row: Mapping[str, Any]) -> str:
+    """What a price of the configuration `row` is called."""
+    words = BUDGET_WORDS | REQUEST_WORDS if "llm" in row else BUDGET_WORDS
+    return words.get(name, name)
 
 
 def say_price(name: str, value: float) -> str:
@@ -93,7 +106,8 @@ def _choice(plan: "Plan") -> str:
 
 def _use(plan: "Plan") -> str:
     uses = [
-        f"{say_price(name, plan.best[name])} of {say_price(name, limit)} {_words(name)} ({plan.best[name] / limit:.0%})"
+        f"{say_price(name, plan.best[name])} of {say_price(name, limit)} {_words(plan, name)} "
+        f"({plan.best[name] / limit:.0%})"
         for name, limit in plan.budgets.items()
     ]
     return f"It takes {_listed(uses)}."
@@ -101,7 +115,7 @@ def _use(plan: "Plan") -> str:
 
 def _memory(plan: "Plan") -> str:
     """A warning, where memory is no budget and the device has too little."""
-    name = "peak_memory_bytes" if "images_seen" in plan.best else "infer_memory_bytes"
+    name = "peak_memory_bytes" if {"images_seen", "llm"} & set(plan.best) else "infer_memory_bytes"
     has, needs = plan.device_memory_bytes, plan.best.get(name)
     if has is None or needs is None or name in plan.budgets or needs <= has:
         return ""
@@ -114,16 +128,16 @@ def _memory(plan: "Plan") -> str:
 def _limit(plan: "Plan") -> str:
     if not plan.binds:
         return "No budget holds it back: nothing in the space is expected to be better."
-    names = _listed([_words(name) for name in plan.binds])
+    names = _listed([_words(plan, name) for name in plan.binds])
     if plan.binds_together:
         return f"It is held back by {names} together; more of one alone would not help."
     parts = []
     for row in records(plan.doublings):
         if row["budget"] in plan.binds and row["gain"] == 0:
-            parts.append(f"even twice the {_words(row['budget'])} is too little for anything better")
+            parts.append(f"even twice the {_words(plan, row['budget'])} is too little for anything better")
         elif row["budget"] in plan.binds:
             gain = f"{plan.quality.show_gain(row['gain'])}{_interval(plan, row)}"
-            parts.append(f"twice the {_words(row['budget'])} would gain {gain} ({describe(row, plan.axes)})")
+            parts.append(f"twice the {_words(plan, row['budget'])} would gain {gain} ({describe(row, plan.axes)})")
     return f"What holds it back is {names}: {'; '.join(parts)}."
 
 
@@ -137,7 +151,7 @@ def _next(plan: "Plan") -> str:
     return (
         f"Of single steps, {AXIS_WORDS.get(row['axis'], 'more ' + row['axis'])} pays best: "
         f"{describe(row, plan.axes)} gains {plan.quality.show_gain(row['gain'])}{_interval(plan, row)} for "
-        f"{row['price_ratio']:.3g} times the {_words(plan.rank_by)}."
+        f"{row['price_ratio']:.3g} times the {_words(plan, plan.rank_by)}."
     )
 
 
@@ -158,7 +172,7 @@ def _tied(plan: "Plan") -> str:
         which = "the cheapest of the rest" if len(well_known) < len(ties) else "the cheapest of them"
         which += "" if cheapest["extrapolated"] else " inside the measured range"
         text += (
-            f"; {which} takes {share:.0%} of its {_words(plan.rank_by)}: {describe(cheapest, plan.axes)}, "
+            f"; {which} takes {share:.0%} of its {_words(plan, plan.rank_by)}: {describe(cheapest, plan.axes)}, "
             f"{plan.quality.show(cheapest['predicted'])}"
         )
     return text + "."
@@ -187,8 +201,8 @@ def _interval(plan: "Plan", row: Mapping[str, Any]) -> str:
     return f" [{low}, {high}]"
 
 
-def _words(name: str) -> str:
-    return BUDGET_WORDS.get(name, name)
+def _words(plan: "Plan", name: str) -> str:
+    return budget_words(name, plan.best)
 
 
 def _listed(parts: Sequence[str]) -> str:
