@@ -11,6 +11,10 @@ from patchscale.reports.plan_walk import choice, chosen_at, walk
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; Debian package chromium")
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; pip install playwright")
+NUMBERS = pd.DataFrame(
+    {"size": sorted([*(1.2345 * 10.0**power for power in range(-6, 9)), 9.996, 999.6, 5000, 123456])}
+)
+"""Of every length that is written in its own way."""
 
 
 @pytest.fixture(scope="module")
@@ -28,6 +32,7 @@ def pages(tmp_path_factory, planned, adventurer_fit, priced):
         "four": planned,
         "one": plan(adventurer_fit, priced, budgets={"train_gpu_hours": 1e6}),
         "plain": plain_plan(),
+        "numbers": plan(lambda rows: 1 / rows["size"], NUMBERS, budgets={"size": 2e8}),
     }
     return {name: write_plan_page(each, folder / f"{name}.html") for name, each in made.items()}
 
@@ -148,6 +153,15 @@ def test_points_are_read_and_chosen_by_pointer(visit, planned):
     assert text(page, "#frontier-1-readout").replace("\u00a0", " ") == stops[place].label
     page.mouse.click(x + 1, y + 3)
     assert text(page, "#frontier-1-choice") == choice(stops, "train_gpu_hours", stops[place].price)
+
+
+def test_the_script_writes_numbers_as_the_planner_does(visit):
+    page = visit("numbers")
+    stops = walk(plan(lambda rows: 1 / rows["size"], NUMBERS, budgets={"size": 2e8}), "size")
+    assert len(stops) == len(NUMBERS)
+    for place, stop in enumerate(stops):
+        page.locator(f"#frontier-1-point-{place}").press("Enter")
+        assert text(page, "#frontier-1-choice") == choice(stops, "size", stop.price)
 
 
 def test_the_slider_is_moved_by_keys(visit):

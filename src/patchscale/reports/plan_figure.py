@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import pandas as pd
 from markupsafe import Markup, escape
 
-from patchscale.planner.words import BUDGET_WORDS
 from patchscale.reports.draw import decade_ticks, tick_labels
 
 WIDTH, HEIGHT = 520.0, 350.0
@@ -49,9 +48,8 @@ class Frame:
     y: Scale
 
 
-def price_unit(name: str) -> tuple[float, str]:
-    """(what a price is divided by on its axis, the axis' label)."""
-    words = BUDGET_WORDS.get(name, name)
+def price_unit(name: str, words: str) -> tuple[float, str]:
+    """(what a price called `words` is divided by on its axis, the axis' label)."""
     if name.endswith("_bytes"):
         return 2.0**30, f"{words}, GiB"
     if name.endswith("_s"):
@@ -92,6 +90,7 @@ def _y_scale(rows: pd.DataFrame) -> Scale:
 
 def draw_frontier(
     name: str,
+    words: str,
     rows: pd.DataFrame,
     frame: Frame,
     *,
@@ -103,14 +102,17 @@ def draw_frontier(
     percent: bool,
     description: str,
 ) -> Markup:
-    """An <svg> element. `rows` has the column `name`, predicted, low, high, extrapolated; `labels` say each point."""
+    """An <svg> element.
+
+    `rows` has the column `name` (a price called `words`), predicted, low, high, extrapolated; `labels` say each point.
+    """
     prices = rows[name].to_numpy(float)
     across = [frame.x.place(price) for price in prices]
     up = [frame.y.place(value) for value in rows["predicted"].to_numpy(float)]
     size = f'viewBox="0 0 {WIDTH:g} {HEIGHT:g}" xmlns="http://www.w3.org/2000/svg"'
     parts = [
         f'<svg id="{prefix}" {size} role="img" aria-label="{escape(description)}">',
-        *_grid(name, frame, value_label, percent),
+        *_grid(name, words, frame, value_label, percent),
         _band(across, rows, frame, prefix),
         f'<path id="{prefix}-frontier" class="frontier-line" d="{_steps(across, up, frame.x.end)}"/>',
         _budget(frame, budget, prefix),
@@ -167,8 +169,8 @@ def _budget(frame: Frame, budget: float, prefix: str) -> str:
     )
 
 
-def _grid(name: str, frame: Frame, value_label: str, percent: bool) -> list[str]:
-    unit, label = price_unit(name)
+def _grid(name: str, words: str, frame: Frame, value_label: str, percent: bool) -> list[str]:
+    unit, label = price_unit(name, words)
     parts = []
     for value, text in _ticks(frame.y, 100.0 if percent else 1.0, "%" if percent else ""):
         y = frame.y.place(value)

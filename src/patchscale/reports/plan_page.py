@@ -13,7 +13,7 @@ from markupsafe import Markup
 from patchscale import __version__
 from patchscale.files import write_text
 from patchscale.laws.result import Fit
-from patchscale.planner.words import BUDGET_WORDS, describe, say_price
+from patchscale.planner.words import describe, say_price
 from patchscale.reports.page import data_uri, embedded_json, read_part, render_page, tied
 from patchscale.reports.plan_figure import WIDTH, Frame, draw_frontier, frame_of, whisker_ends
 from patchscale.reports.plan_tables import (
@@ -25,7 +25,7 @@ from patchscale.reports.plan_tables import (
     steps_table,
     ties_table,
 )
-from patchscale.reports.plan_walk import Stop, choice, chosen_at, frontier_of, outside_words, walk
+from patchscale.reports.plan_walk import Stop, choice, chosen_at, frontier_of, outside_words, price_words, walk
 from patchscale.reports.words import listed, missing, plain
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ def render_plan_page(plan: "Plan", *, title: str | None = None, provenance: Mapp
         level=f"{plan.level:.0%}",
         has_draws=plan.quality.has_draws,
         steps=steps_table(plan),
-        rank_words=BUDGET_WORDS.get(plan.rank_by, plan.rank_by),
+        rank_words=price_words(plan, plan.rank_by),
         ties=ties_table(plan) if plan.quality.has_draws else None,
         num_ties=len(plan.ties) - 1,
         most_ties=MOST_TIES,
@@ -91,8 +91,8 @@ def _frame(plan: "Plan", name: str) -> Frame:
 
 
 def _figure(plan: "Plan", index: int, name: str, stops: Sequence[Stop], frame: Frame) -> dict[str, Any]:
-    rows, words, budget = frontier_of(plan, name), BUDGET_WORDS.get(name, name), plan.budgets[name]
-    others = [f"{say_price(other, limit)} {BUDGET_WORDS.get(other, other)}" for other, limit in _others(plan, name)]
+    rows, words, budget = frontier_of(plan, name), price_words(plan, name), plan.budgets[name]
+    others = [f"{say_price(other, limit)} {price_words(plan, other)}" for other, limit in _others(plan, name)]
     kept = f" The other budgets stay as given: {listed(others)}." if others else ""
     said = choice(stops, name, budget)
     return {
@@ -114,6 +114,7 @@ def _figure(plan: "Plan", index: int, name: str, stops: Sequence[Stop], frame: F
         ),
         "svg": draw_frontier(
             name,
+            words,
             rows,
             frame,
             prefix=figure_id(index),
@@ -140,7 +141,7 @@ def _numbers(plan: "Plan", walks: Mapping[str, Sequence[Stop]], frames: Mapping[
             {
                 "id": figure_id(index),
                 "price": name,
-                "words": BUDGET_WORDS.get(name, name),
+                "words": price_words(plan, name),
                 "budget": plan.budgets[name],
                 "width": WIDTH,
                 "axis": vars(frame.x),
@@ -165,7 +166,7 @@ def _others(plan: "Plan", name: str) -> list[tuple[str, float]]:
 
 
 def _title(plan: "Plan") -> str:
-    budgets = [f"{say_price(name, limit)} {BUDGET_WORDS.get(name, name)}" for name, limit in plan.budgets.items()]
+    budgets = [f"{say_price(name, limit)} {price_words(plan, name)}" for name, limit in plan.budgets.items()]
     return f"The best configuration within {listed(budgets)}"
 
 

@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING, Any
 
 from patchscale.planner.prices import PRICES
 from patchscale.planner.rows import records
-from patchscale.planner.words import AXIS_WORDS, BUDGET_WORDS, describe, say_price
-from patchscale.reports.plan_walk import Stop, frontier_of, outside_words
+from patchscale.planner.words import AXIS_WORDS, describe, say_price
+from patchscale.reports.plan_walk import Stop, frontier_of, outside_words, price_words
 from patchscale.reports.tables import EMPTY, Cell, Table
 from patchscale.reports.words import integer, missing, plain
 
@@ -34,7 +34,7 @@ def prices_table(plan: "Plan") -> Table:
         value, limit = plan.best[name], plan.budgets.get(name)
         if missing(value):
             continue
-        heading = Cell(BUDGET_WORDS.get(name, PRICES.get(name, name)), note=name)
+        heading = Cell(price_words(plan, name), note=name)
         if limit is None:
             rows.append((heading, Cell(say_price(name, value)), *[Cell(EMPTY)] * 4))
             continue
@@ -75,7 +75,7 @@ def frontier_table(plan: "Plan", name: str, stops: Sequence[Stop]) -> Table:
         )
     return Table(
         (
-            (BUDGET_WORDS.get(name, name), "number"),
+            (price_words(plan, name), "number"),
             *_axis_headings(plan),
             *_prediction_headings(plan),
             ("gain over the row above", "number"),
@@ -97,7 +97,7 @@ def steps_table(plan: "Plan") -> Table | None:
             Cell(f"{row['price_ratio']:.3g} ×"),
             Cell(plan.quality.show_gain(row["gain_per_doubling"])),
             *_prediction(plan, row),
-            Cell(", ".join(BUDGET_WORDS.get(name, name) for name in row["exceeds"].split(", ")) or "no budget"),
+            Cell(", ".join(price_words(plan, name) for name in row["exceeds"].split(", ")) or "no budget"),
             _flag(plan, row),
         )
         for row in records(plan.steps.sort_values("gain_per_doubling", ascending=False, kind="stable"))
@@ -136,7 +136,7 @@ def ties_table(plan: "Plan") -> Table:
         )
     return Table(
         (
-            (BUDGET_WORDS.get(plan.rank_by, plan.rank_by), "number"),
+            (price_words(plan, plan.rank_by), "number"),
             *_axis_headings(plan),
             *_prediction_headings(plan),
             ("worse by", "number"),

@@ -26,6 +26,8 @@ class Stop:
     says: str
     """Configuration and prediction, ending in a full stop."""
     takes: str
+    words: str
+    """What the price is called."""
     more: str
     """Whether it is an extrapolation, what it is tied with, what the next one gains."""
     tied_with: int | None
@@ -41,6 +43,11 @@ def frontier_of(plan: "Plan", name: str) -> pd.DataFrame:
     return plan.frontier[plan.frontier["budget"] == name].reset_index(drop=True)
 
 
+def price_words(plan: "Plan", name: str) -> str:
+    """What a price is called."""
+    return BUDGET_WORDS.get(name, name)
+
+
 def walk(plan: "Plan", name: str) -> list[Stop]:
     """All points of the frontier of price `name`, cheapest first."""
     frontier = frontier_of(plan, name)
@@ -48,7 +55,7 @@ def walk(plan: "Plan", name: str) -> list[Stop]:
     tied, gains = _compared(plan, frontier) if known else ([None] * len(rows), np.full((len(rows), 2), np.nan))
     values = frontier["predicted"].to_numpy(float)
     improvements = np.concatenate([[np.nan], values[:-1] - values[1:]])
-    words, quality = BUDGET_WORDS.get(name, name), plan.quality
+    words, quality = price_words(plan, name), plan.quality
     stops = []
     for place, row in enumerate(rows):
         what = describe(row, plan.axes)
@@ -82,6 +89,7 @@ def walk(plan: "Plan", name: str) -> list[Stop]:
                 label=f"{what}: {value}, {takes}{flag if known else ''}",
                 says=f"{what}: {value}.",
                 takes=takes,
+                words=words,
                 more=" ".join(more),
                 tied_with=cheaper,
                 gain=float(improvements[place]),
@@ -100,9 +108,8 @@ def chosen_at(stops: Sequence[Stop], budget: float) -> int:
 def choice(stops: Sequence[Stop], name: str, budget: float) -> str:
     """The sentence of the choice at a budget, as the page's script says it too."""
     stop = stops[chosen_at(stops, budget)]
-    words = BUDGET_WORDS.get(name, name)
     return (
-        f"Within {say_price(name, budget)} {words} the law expects most of {stop.says} It takes {stop.takes} "
+        f"Within {say_price(name, budget)} {stop.words} the law expects most of {stop.says} It takes {stop.takes} "
         f"({stop.price / budget:.0%}). {stop.more}"
     )
 
