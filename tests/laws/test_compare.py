@@ -90,6 +90,20 @@ def test_siglip2_is_described_best_by_a_product():
     assert {one.form for one in compared.refused} == {"relative-patch", "relative-patch:h=0", "tokens"}
 
 
+def test_two_patch_sizes_support_one_form_only():
+    """XCiT: two patch sizes, distillation as a factor."""
+    table = published("timm/imagenet-vit").query("family == 'xcit'")
+    table = table.assign(params_backbone=table["params_total"])
+    compared = compare_laws(table, target="error", factors=["pretrain_tag"])
+    assert [score.form for score in compared.scores] == ["relative-patch:C=0"]
+    assert compared.scores[0].aicc == pytest.approx(-324.7, abs=0.1)
+    reasons = {one.form: one.reason for one in compared.refused}
+    assert "2 distinct patch_size (16, 8)" in reasons["additive"]
+    # with one patch size left out the patch term cannot be told: no hold-out, and nothing to disagree about
+    assert not len(compared.holdouts.query("column == 'patch_size' and form == 'relative-patch:C=0'"))
+    assert not compared.disagree
+
+
 def planted(law, *, noise=0.002, rng=0):
     rows = [(p, r, N) for p in (32, 16, 8, 4) for r in (96, 160, 224, 320) for N in (5e6, 2e7, 8e7, 3e8)]
     table = pd.DataFrame(rows, columns=["patch_size", "img_size", "params_backbone"]).astype(float)

@@ -133,6 +133,35 @@ def test_the_best_of_several_configurations_is_a_decision_too(fit):
     assert proposal.width_after < proposal.width
 
 
+def test_the_configurations_that_tie_in_a_plan_are_a_decision():
+    import patchscale as ps
+
+    table = ps.published("patchification/imagenet").query("architecture == 'adventurer'")
+    fit = ps.fit_law(table, form="relative-patch", target="error", draws=200)
+    space = ps.Space(
+        models=["adventurer_small", "adventurer_base"], img_sizes=[128, 192, 224], patch_sizes=[16, 8, 4],
+        images_seen=[1.28e8],
+    )  # fmt: skip
+    plan = ps.plan(fit, space, budgets={"train_gpu_hours": 300}, device="a100")
+    assert len(plan.ties) > 1
+    proposal = ps.propose_runs(fit, plan.candidates, decision=plan.ties, runs=2)
+    assert proposal.price == "train_gpu_hours"
+    assert proposal.width_after < 0.95 * proposal.width
+    assert proposal.total_price == pytest.approx(proposal.runs["train_gpu_hours"].sum())
+
+
+def test_groups_are_columns_of_candidates_and_decisions():
+    rng = np.random.default_rng(2)
+    table = pd.concat([measured(BASE, rng).assign(recipe=name) for name in ("short", "long")])
+    grouped = fit_law(table, form=FORM, groups=["recipe"], draws=400)
+    decision = {**DECISIONS["prediction"], "recipe": "long"}
+    candidates = pd.DataFrame({"patch_size": 2.0, "params_backbone": 3e8, "recipe": ["long", "short"], "price": 1.0})
+    first = propose_runs(grouped, candidates, decision=decision).runs.iloc[0]
+    assert first["recipe"] == "long"
+    with pytest.raises(UserError, match="the points have no column 'recipe'"):
+        propose_runs(grouped, candidates.drop(columns="recipe"), decision="a")
+
+
 def test_widths_of_draws_are_those_of_the_fit(fit):
     place = pd.DataFrame([DECISIONS["prediction"]])
     now = fit.predict(place)
