@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from itertools import product
 
 import numpy as np
@@ -116,6 +117,7 @@ def equal_cost_vits(cost: float, img_size: float) -> pd.DataFrame:
     return pd.DataFrame({"params_backbone": N, "img_size": img_size, "patch_size": img_size / np.sqrt(cost / N)})
 
 
+@cache
 def designs() -> list[Simulated]:
     """Every design; those with a profile in two exponents take ten times as long and come last."""
     found = []
