@@ -1,5 +1,6 @@
 """The verb `plan`, run as a user runs it."""
 
+import html
 import json
 
 import numpy as np
@@ -38,6 +39,20 @@ def test_as_json(call):
     assert told["plan"]["sentence"].startswith("Of ")
     assert told["law"]["form"] == "relative-patch"
     assert call(*arguments, "--json")[1] == out
+
+
+def test_a_page(call, tmp_path):
+    arguments = ["plan", *TABLE, "--model", "adventurer_base", "--img-size", "224", "--budget", "infer_flops=3e11"]
+    code, out, err = call(*arguments, "--report", "pages/plan.html")
+    assert code == 0, err
+    assert out.endswith("The page: pages/plan.html\n")
+    page = (tmp_path / "pages" / "plan.html").read_text(encoding="utf-8")
+    sentence = next(line for line in out.splitlines() if line.startswith("The plan. ")).removeprefix("The plan. ")
+    assert sentence in html.unescape(page).replace("\u00a0", " ")
+    assert "--budget infer_flops=3e11 --report pages/plan.html" in page
+    told = json.loads(call(*arguments, "--report", "again.html", "--json")[1])
+    assert told["report"] == "again.html"
+    assert (tmp_path / "again.html").exists()
 
 
 def test_units_of_budgets(call):
@@ -116,6 +131,8 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
         ([*TABLE, "--budget", "train_gpu_hours"], "is not of the form name=value"),
         ([*TABLE, "--budget", "latency_s=fast"], "'fast' is not a number such as 200"),
         ([*TABLE, "--budget", "train_gpu_hours=3"], "it needs images_seen and a device"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--report", "."], "--report .: this is a folder"),
+        ([*TABLE, "--budget", "train_flops=1e18", "--schedule", "--report", "x.html"], "shows a plan, not a schedule"),
         ([*TABLE, "--budget", "infer_flop=3"], "did you mean 'infer_flops'"),
         ([*TABLE, "--budget", "infer_flops=3"], "no configuration keeps the budgets; the nearest, adventurer_tiny"),
         ([*TABLE, "--budget", "infer_flops=1e12", "--model", "vit_bse"], "did you mean 'vit_base'"),

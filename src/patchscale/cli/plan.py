@@ -1,5 +1,6 @@
 """`patchscale plan`: the best model, image size and patch size that budgets allow, by a law fitted to a table."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -66,6 +67,10 @@ def plan(
         typer.Option("--schedule", help="Plan patch sizes coarse to fine during training; --budget train_flops=..."),
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of the draws.")] = 0,
+    report: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Also write a page that opens offline, with a slider of budgets."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON.")] = False,
 ) -> None:
     """Plan within budgets: the best configuration with interval and ties, what binds, and what more would buy.
@@ -83,6 +88,7 @@ def plan(
     if not source:
         raise UserError("nothing to plan from: give a folder of runs, published:NAME, or a CSV file")
     limits = _budgets(budget or [])
+    _refuse_page(report, schedule)
     table = select_rows(load_table(source), where or [])
     target = target or ("error" if "metric" in table and table["metric"].notna().any() else "loss")
     if schedule:
@@ -110,10 +116,40 @@ def plan(
         space = _vision(table, model, img_size, patch_size, images_seen, constants)
         pricing = {"device": device or None, "batch_size": batch_size or 64}
     made = make_plan(fit, space, budgets=limits, rank_by=rank_by or None, **pricing)
+    if report is not None:
+        _write_page(made, report, source)
     if json:
-        print_json({"law": fit.to_dict(), "plan": made.to_dict()})
+        page = {} if report is None else {"report": str(report)}
+        print_json({"law": fit.to_dict(), "plan": made.to_dict(), **page})
     else:
         _print_plan(fit, made)
+        if report is not None:
+            print(f"The page: {report}")
+
+
+def _refuse_page(page: Path | None, schedule: bool) -> None:
+    """Before anything is computed: `UserError` for a page that cannot be written."""
+    from patchscale.errors import UserError
+
+    if page is None:
+        return
+    if schedule:
+        raise UserError("--report shows a plan, not a schedule; leave out --schedule or --report")
+    if page.is_dir():
+        raise UserError(f"--report {page}: this is a folder; give the name of a file, such as {page / 'plan.html'}")
+    try:
+        page.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--report {page}: {page.parent} cannot be used as a folder ({error.strerror})") from None
+
+
+def _write_page(made: "Plan", page: Path, source: str) -> None:
+    import shlex
+    import sys
+
+    from patchscale.reports.plan_page import write_plan_page
+
+    write_plan_page(made, page, provenance={"source": source, "command": shlex.join(["patchscale", *sys.argv[1:]])})
 
 
 def _budgets(texts: list[str]) -> dict[str, float]:

@@ -10,7 +10,7 @@ import pandas as pd
 from patchscale.planner.plan import POORLY_KNOWN
 from patchscale.planner.rows import records
 from patchscale.planner.ties import compare
-from patchscale.planner.words import BUDGET_WORDS, describe, say_price
+from patchscale.planner.words import budget_words, describe, say_price
 
 if TYPE_CHECKING:
     from patchscale.planner.plan import Plan
@@ -45,7 +45,7 @@ def frontier_of(plan: "Plan", name: str) -> pd.DataFrame:
 
 def price_words(plan: "Plan", name: str) -> str:
     """What a price is called."""
-    return BUDGET_WORDS.get(name, name)
+    return budget_words(name, plan.best)
 
 
 def walk(plan: "Plan", name: str) -> list[Stop]:
