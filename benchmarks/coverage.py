@@ -7,10 +7,12 @@ checks and hold-outs: the same search (with fewer scattered starts), the same ch
 bootstrap, the same clusters. Bootstraps have 299 draws instead of 1,000. Interpolated percentiles of few draws lie too
 far inside, so their level is set such that they lie where those of 1,000 draws do on average.
 
-Finished simulations are kept in --partial and not repeated, so that a run can be ended and continued.
+Finished simulations are kept in --partial and not repeated, so that a run can be ended and continued. Take another
+folder once the laws, the designs or --draws have changed.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -48,13 +50,18 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=DRAWS)
     parser.add_argument("--designs", nargs="*", help="some of them; all if left out")
     parser.add_argument("--partial", type=Path, default=Path("build/coverage"), help="folder of finished simulations")
+    parser.add_argument("--time-limit-s", type=float, help="report what there is by then")
     options = parser.parse_args()
     _, setting = begin(options)
     del setting["partial"]
+    options.deadline = time.monotonic() + (options.time_limit_s or math.inf)
     known = {design.name: design for design in designs()}
     rows = []
     for name in options.designs or known:
-        rows += summary(known[name], simulated(known[name], options))
+        records = simulated(known[name], options)
+        if not records:
+            continue
+        rows += summary(known[name], records)
         print(pd.DataFrame(row for row in rows if row["design"] == name).to_string(index=False), flush=True)
     finish(options, setting, level=LEVEL, aim=AIM, rows=rows)
 
@@ -66,11 +73,15 @@ def simulated(design: Simulated, options: Any) -> list[dict[str, Any]]:
     records = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
     done = {record["number"] for record in records}
     todo = [number for number in range(options.simulations) if number not in done]
+    if not todo or time.monotonic() > options.deadline:
+        return [record for record in records if record["number"] < options.simulations]
     with path.open("a") as file:
         for record in _in_parallel([(design.name, number, options.draws) for number in todo], options.processes):
             file.write(json.dumps(record) + "\n")
             file.flush()
             records.append(record)
+            if time.monotonic() > options.deadline:
+                break
     return [record for record in records if record["number"] < options.simulations]
 
 
