@@ -50,7 +50,7 @@ def test_the_last_value_carried_forward_is_counted_by_hand(adventurer):
     assert len(curves) == 8
     by_hand = 100 * float(np.sqrt(np.mean((curves[2] - curves[1]) ** 2)))
     assert adventurer.end("patch_size")[CARRIED] == pytest.approx(by_hand)
-    # it beats every law at p = 1, and none of the three at 224 px
+    # it beats every law at p = 1, and not the one at 224 px
     assert next(iter(adventurer.end("patch_size"))) == CARRIED
     assert next(iter(adventurer.end("img_size"))) != CARRIED
     assert "carrying the last value forward 0.209, which is closer" in str(adventurer)
@@ -76,8 +76,10 @@ def test_a_level_held_out_is_not_in_the_fit(adventurer):
 def test_what_the_rows_cannot_support_is_listed_or_left_empty(adventurer):
     assert [one.form for one in adventurer.refused] == ["tokens"]
     assert "img_size varies" in adventurer.refused[0].reason
-    # three image sizes: with one left out additive cannot be fitted
-    assert np.isnan(adventurer.frame().set_index("form").loc["additive", "img_size_end"])
+    # three image sizes: with one left out additive cannot be fitted, and c of relative-patch can be anything
+    table = adventurer.frame().set_index("form")
+    assert table["img_size_end"].dropna().index.tolist() == ["relative-patch:C=0", CARRIED]
+    assert "At img_size 224 only relative-patch:C=0 can be held out" in str(adventurer)
     sides = adventurer.holdouts.drop_duplicates(["column", "value"]).set_index(["column", "value"])["side"]
     assert (sides["patch_size"][1.0], sides["patch_size"][16.0], sides["img_size"][224.0]) == ("end", "start", "end")
 
@@ -146,7 +148,10 @@ def test_groups_seen_only_at_one_level_are_not_scored():
     compared = compare_laws(table, forms=["additive"], groups=["recipe"])
     smallest = compared.holdouts.query("column == 'patch_size' and value == 4")
     assert len(smallest) == 0
-    assert len(compared.holdouts.query("column == 'patch_size' and value == 8 and form == 'additive'")) == 1
+    laws = compared.holdouts.query("form == 'additive'").set_index(["column", "value"])
+    assert laws.loc[("img_size", 160), "rows"] == 16
+    # two patch sizes of the short recipe are left, and p = 4 has a floor of its own: any exponent fits
+    assert ("patch_size", 8) not in laws.index
 
 
 def test_nothing_that_can_be_fitted_is_one_line():

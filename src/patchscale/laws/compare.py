@@ -21,6 +21,7 @@ from patchscale.laws.identifiability import refuse_what_cannot_be_told_apart
 from patchscale.laws.joint import JointOptions, fit_joint
 from patchscale.laws.result import Fit
 from patchscale.laws.table import distinct, listed, require_columns, split_usable, target_named, varying
+from patchscale.laws.varpro import TINY
 
 SHORT_LIST = (
     "relative-patch",
@@ -41,6 +42,10 @@ AICC_LEVEL = 2.0
 """Forms within so many units of the best are not told apart by AICc (Burnham & Anderson 2002, section 2.6)."""
 HELD_OUT_LEVEL = 0.05
 """Forms within this share of the best hold-out are named with it."""
+SAME_FIT = 1e-6
+"""Searches whose objectives differ by no more than this share fit the rest equally well."""
+SAME_ANSWER = 1e-3
+"""If such searches disagree about a row by more than this share, the rest does not determine it."""
 FOLLOWS = ("tokens", "flops_train_total")
 """Axes that follow from the others, so that no level of them is held out where the others are there."""
 
@@ -80,7 +85,7 @@ class Comparison:
 
     `side` is inside; end, to which one extrapolates (smallest patch, largest image and model); or start, the other end,
     which is in no ranking because nobody plans there. The form "last value carried forward" is the prediction without a
-    law. A level is missing where the rest could not support the form.
+    law. A level is missing where the rest could not support the form or leaves its prediction open.
     """
     inside: dict[str, float]
     """For each form the RMSE over the inside levels of all axes, in rows that every form could predict; NaN if none."""
@@ -129,7 +134,9 @@ class Comparison:
     def disagree(self) -> bool:
         """Whether no form leads by AICc, on inside levels and at every end at once."""
         rankings = [set(self._leading_by_aicc()), set(self._leading_inside())]
-        rankings += [set(self._leading(self._laws_at_end(column))) for column in self.columns]
+        ends = [self._laws_at_end(column) for column in self.columns]
+        # where one form only can say anything there is no contest
+        rankings += [set(self._leading(end)) for end in ends if len(end) > 1]
         return not set.intersection(*(leaders for leaders in rankings if leaders))
 
     def _end_of(self, column: str) -> pd.DataFrame:
@@ -204,6 +211,9 @@ class Comparison:
             more += ", which is closer" if rows == of and missed < laws[leaders[0]] else ""
             against = f"; carrying the last value forward {missed:.3g}{more}"
         value = float(part["value"].iloc[0])
+        if len(laws) == 1 and len(self.scores) > 1:
+            missed = laws[leaders[0]]
+            return f" At {column} {value:.4g} only {leaders[0]} can be held out ({missed:.3g}{self.unit}{against})."
         return (
             f" At {column} {value:.4g}, predicted from the rest, {_lead(leaders)} "
             f"({laws[leaders[0]]:.3g}{self.unit}{against})."
@@ -368,11 +378,13 @@ def level_errors(fit: Fit, index: pd.Index, numbers: NDArray[np.intp]) -> Array:
         if not held.any() or not _supports(fit, ~held):
             continue
         predicted, measured = _refit(fit, ~held), fit.problem.measured
-        if fit.problem.scale == "logit":
-            predicted, measured = 1 / (1 + np.exp(-predicted)), 1 / (1 + np.exp(-measured))
         for labels in keys:
             seen = {label for label, out in zip(labels, held, strict=True) if not out}
             held = held & np.array([label in seen for label in labels])
+        if not np.isfinite(predicted[held]).all():
+            continue
+        if fit.problem.scale == "logit":
+            predicted, measured = 1 / (1 + np.exp(-predicted)), 1 / (1 + np.exp(-measured))
         errors[order[held]] = (predicted - measured)[held]
     return errors
 
@@ -390,7 +402,10 @@ def _supports(fit: Fit, kept: NDArray[np.bool_]) -> bool:
 
 
 def _refit(fit: Fit, kept: NDArray[np.bool_]) -> Array:
-    """The law fitted to the rows kept, at all rows."""
+    """The law fitted to the rows kept, at all rows; NaN in rows that equally good fits disagree about.
+
+    So it is where E, C and c are to follow from two image sizes: any c fits as well, and the third is anyone's guess.
+    """
     problem = fit.problem
     rest = replace(
         problem,
@@ -401,8 +416,14 @@ def _refit(fit: Fit, kept: NDArray[np.bool_]) -> Array:
     low, high = problem.bounds
     scattered = low + (high - low) * np.random.default_rng(0).random((STARTS, len(low)))
     found = descend(rest, np.concatenate([np.log(fit.solution.exponents)[None], scattered]))
-    best = int(np.argmin(found.at.objective))
-    return problem.model(np.exp(found.places[best]), found.at.amplitudes[best])
+    objective = found.at.objective
+    best = int(np.argmin(objective))
+    equal = objective <= objective[best] * (1 + SAME_FIT) + TINY * rest.num_points
+    basis = problem.law.basis(np.exp(found.places[equal]), problem.axes)
+    answers = np.einsum("gnk,gk->gn", basis, found.at.amplitudes[equal])
+    predicted = problem.model(np.exp(found.places[best]), found.at.amplitudes[best])
+    size = np.maximum(np.abs(predicted), 1.0) if problem.scale == "logit" else np.abs(predicted)
+    return np.where(np.ptp(answers, axis=0) <= SAME_ANSWER * size, predicted, np.nan)
 
 
 def carried_errors(
