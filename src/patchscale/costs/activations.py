@@ -94,6 +94,7 @@ def activations(
     """Of a pass with `images` of `tokens` patches and `pixels` each; on a CPU with that many threads, else for None."""
     narrow = 2 if precision == "bf16" else FLOAT32
     prefix = shape.prefix_tokens if isinstance(shape, ViTShape) else 1
+    class_token = shape.class_token if isinstance(shape, ViTShape) else True
     rows = images * (tokens + prefix)
     stream = FLOAT32 * shape.embed_dim * rows
     norm_kept, held = 1, 0  # Adventurer lets go of its embedded tokens
@@ -114,9 +115,10 @@ def activations(
         block_forward=max(mixer.forward, stream + mlp.forward),
         block_backward=max(block + mlp.backward, mixer.kept + mixer.backward),
         stem=image_copies,
-        stem_forward=patches + max(2 * stream, image_copies),  # with the class token, with positions
+        stem_forward=patches + max((2 if prefix else 1) * stream, image_copies),  # with other tokens, with positions
         stem_backward=image_copies + stream + (patches if narrow < FLOAT32 else 0),
-        tail=(norm_kept + (narrow == FLOAT32)) * stream,  # the head reads the norm's result in float32 as it is
+        # A class token is a view of the norm's result, and if the head reads float32 it is kept as it is.
+        tail=(norm_kept + (class_token and narrow == FLOAT32)) * stream,
         tail_forward=2 * stream,  # the norm's input and result
         tail_backward=(norm_kept + 2) * stream,  # gradients of both
         held=held,
@@ -131,11 +133,13 @@ def _vit(shape: ViTShape, rows: int, narrow: int) -> tuple[Branch, Branch]:
         forward=rows * (FLOAT32 * D + narrow * 5 * D),
         backward=rows * (FLOAT32 * D + narrow * 6 * D),
     )
+    # Without other tokens patches keep the strides of the convolution, and the backward pass of the norm copies them.
+    strided = FLOAT32 * D if shape.prefix_tokens == 0 and narrow == FLOAT32 else 0
     gated = shape.mlp == "swiglu"
     mlp = Branch(
         kept=rows * (FLOAT32 * D + narrow * (D + (4 if gated else 2) * m)),
         forward=rows * (FLOAT32 * D + narrow * (4 if gated else 2) * m),
-        backward=rows * (FLOAT32 * D + narrow * (2 if gated else 1) * m + cast),
+        backward=rows * (FLOAT32 * D + narrow * (2 if gated else 1) * m + cast + strided),
     )
     return mixer, mlp
 

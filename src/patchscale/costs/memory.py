@@ -254,7 +254,7 @@ def _head(counts: Counts, images: int, narrow: int) -> _Head:
     return _Head(
         params=sum(head.params.values()),
         kept=narrow * images * head.kept_numbers + logits,  # the logarithmic softmax
-        forward=coarse + (2 if coarse else 1) * logits,  # once enlarged, a copy with classes last
+        forward=logits,  # enlarged; classes come last already
         backward=max(working, 2 * logits),
         inference=max(working, coarse + logits),
     )

@@ -23,7 +23,7 @@ from patchscale.costs.activations import Activations, Precision
 from patchscale.costs.counted import build_on_meta
 from patchscale.shapes import image_height_width
 
-TRACED_IMAGES = (16, 32)
+TRACED_IMAGES = (128, 256)
 """Enough for activations to outweigh gradients of weights, so that the largest moment is that of large batches."""
 
 
