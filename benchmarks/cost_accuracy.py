@@ -8,7 +8,8 @@ table6        GPU-hours of ten published runs from two assumed MFUs; memory of f
 memory        peak memory predicted over measured here, every setting in a process          at most 10 % apart
 time          step times predicted after calibrating this device (nothing is stored)        median at most 20 % apart
 
-The first three depend on no machine. What is known to be further apart, and why, is named and not in the sum.
+The first three depend on no machine. The two MFUs of table6 are fitted to those same ten cells. What is known to be
+further apart is named with its reason, and left out of the largest deviation.
 """
 
 import argparse
