@@ -28,6 +28,8 @@ class Counted:
     embed_dim: int
     heads: int
     """Linear heads for classification: two in distilled models, which predict their mean."""
+    fused_attention: bool
+    """Whether scores are never written, and so computed again in the backward pass."""
 
 
 @cache
@@ -49,6 +51,7 @@ def count_on_meta(
 
     from patchscale.costs.operations import count_forward_and_backward
     from patchscale.models.parameters import count_parameters
+    from patchscale.models.vit import keeps_scores
 
     images = torch.empty(1, 3, *image_height_width(img_size), device="meta")
     forward = built if task == "classification" else built.forward_feature_map
@@ -66,6 +69,7 @@ def count_on_meta(
         macs_train=macs_train,
         embed_dim=int(built.num_features),  # type: ignore[arg-type]
         heads=len(classifier) if isinstance(classifier, tuple) else 1,
+        fused_attention=not keeps_scores(model),
     )
 
 
