@@ -65,6 +65,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/vit_forward.py --output $(RESULTS)/vit_forward_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/pixel_step.py --output $(RESULTS)/pixel_step_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/attention_vs_scan.py --output $(RESULTS)/attention_vs_scan_cpu_$(TODAY).json
+	$(BIN)/python benchmarks/cost_accuracy.py --output $(RESULTS)/cost_accuracy_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/laws.py --output $(RESULTS)/laws_cpu_$(TODAY).json
 
 # 500 simulations of every design: about 25 minutes on two cores; ended early, it goes on where it was.

@@ -1,23 +1,21 @@
-"""Peak memory of training steps and forward passes: predicted by `patchscale.costs.memory` and measured.
+"""Peak memory of training steps and forward passes, predicted and measured, for `cost_accuracy.py`.
 
 Every setting runs in a process of its own. On CUDA measured is the most memory allocated for tensors, on a CPU how
 far resident memory rises above that of a process which did a small step before, with freed tensors going back to
 the system at once (MALLOC_MMAP_THRESHOLD_). Steps are the second of two, so that the optimizer has its moments.
-
-    python benchmarks/cost_memory.py [--device cuda]
 """
 
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from common import begin, finish, options_parser
 from patchscale.costs.counts import count
 from patchscale.costs.memory import Memory, infer_memory, train_memory
 
@@ -72,8 +70,13 @@ def settings_for(device: str) -> list[Setting]:
         ("eva02_tiny_patch14_224", 16, 224, 8, {}),
         ("vit_small_patch16_dinov3", 16, 224, 4, {}),
         ("beit_base_patch16_224", 16, 224, 2, {}),
+        ("beit_base_patch16_224", 16, 448, 2, {}),
+        ("cait_xxs24_224", 16, 224, 4, {}),
         ("xcit_nano_12_p16_224", 16, 224, 16, {}),
+        ("xcit_nano_12_p16_224", 16, 224, 16, {"precision": "bf16"}),
+        ("vit_nano", 4, 128, 16, {"task": "segmentation", "num_classes": 150}),
         ("vit_tiny", 16, 224, 128, {"train": False}),
+        ("eva02_tiny_patch14_224", 16, 224, 64, {"train": False}),
         ("vit_nano", 4, 128, 64, {"train": False, "precision": "bf16"}),
         ("adventurer_tiny", 16, 224, 64, {"train": False}),
         ("adventurer_nano", 4, 128, 64, {"train": False}),
@@ -143,9 +146,9 @@ def run_steps(setting: Setting) -> None:
 
 
 def measured_bytes(setting: Setting) -> int:
-    """In a process of its own."""
+    """In a process of its own, which is this file; raises RuntimeError if it breaks."""
     done = subprocess.run(
-        [sys.executable, __file__, "--one"],
+        [sys.executable, __file__],
         input=json.dumps(asdict(setting)),
         capture_output=True,
         text=True,
@@ -153,35 +156,42 @@ def measured_bytes(setting: Setting) -> int:
         env=os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"},
     )
     if done.returncode:
-        raise RuntimeError(done.stderr)
+        raise RuntimeError((done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1])
     return int(done.stdout.split()[-1])
 
 
-def memory_table(settings: list[Setting]) -> list[dict[str, Any]]:
-    """One row per setting: what it is, measured_bytes, predicted_bytes, their ratio, and the moment of the peak."""
-    rows = []
+def memory_rows(settings: Iterable[Setting]) -> Iterator[dict[str, Any]]:
+    """One row per setting: what it is, status, measured_bytes, predicted_bytes, ratio, and the moment of the peak."""
     for setting in settings:
-        memory, measured = predicted(setting), measured_bytes(setting)
-        rows.append(
-            asdict(setting)
-            | {
-                "measured_bytes": measured,
-                "predicted_bytes": memory.peak_bytes,
-                "ratio": memory.peak_bytes / measured,
-                "peak_at": memory.peak_at,
-            }
-        )
-        print(_words(rows[-1]), flush=True)
-    return rows
+        row = asdict(setting)
+        memory = predicted(setting)
+        try:
+            measured = measured_bytes(setting)
+        except RuntimeError as error:
+            yield row | {"status": "error", "message": str(error)}
+            continue
+        yield row | {
+            "status": "ok",
+            "measured_bytes": measured,
+            "predicted_bytes": memory.peak_bytes,
+            "ratio": memory.peak_bytes / measured,
+            "peak_at": memory.peak_at,
+        }
 
 
-def _words(row: dict[str, Any]) -> str:
+def words(row: dict[str, Any]) -> str:
+    """A row for people."""
     kind = "train" if row["train"] else "infer"
     parts = f" in {row['micro_batch']}s" if row["micro_batch"] else ""
     lean = ", checkpointing" if row["checkpointing"] else ""
+    where = (
+        f"{row['model']} patch {row['patch_size']} at {row['img_size']} px, batch {row['batch']}{parts}, "
+        f"{row['precision']}, {kind}, {row['task']}{lean}"
+    )
+    if row["status"] != "ok":
+        return f"{where}: {row['status']}: {row['message']}"
     return (
-        f"{row['model']} /{row['patch_size']} at {row['img_size']} x{row['batch']}{parts}, {row['precision']}, {kind}, "
-        f"{row['task']}{lean}: measured {row['measured_bytes'] / 2**20:.0f} MiB, predicted "
+        f"{where}: measured {row['measured_bytes'] / 2**20:.0f} MiB, predicted "
         f"{row['predicted_bytes'] / 2**20:.0f} MiB, ratio {row['ratio']:.3f} ({row['peak_at']})"
     )
 
@@ -208,15 +218,5 @@ def _status(field: str) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def main() -> None:
-    """Print the table; with --output also as JSON."""
-    if sys.argv[1:] == ["--one"]:
-        print(_measure_here(Setting(**json.loads(sys.stdin.read()))))
-        return
-    options = options_parser(__doc__, repetitions=1, warm_up=1).parse_args()
-    device, setting = begin(options)
-    finish(options, setting, rows=memory_table(settings_for(device.type)))
-
-
 if __name__ == "__main__":
-    main()
+    print(_measure_here(Setting(**json.loads(sys.stdin.read()))))

@@ -4,6 +4,7 @@
 # benchmarks/results). Exit code 1 if a correctness part failed, or could not run.
 #     BUDGET_S=520 OUT=/tmp/gpu sh benchmarks/gpu.sh
 # PATCHSCALE_COMMIT names the commit where the files are there without their repository.
+# PARTS="costs tests" runs only those; costs needs about 7 minutes for all its rows.
 # TINY=1 DEVICE=cpu tries the scripts themselves on a machine without a GPU.
 set -u
 cd "$(dirname "$0")/.." || exit 2
@@ -23,6 +24,7 @@ FAILED=
 part() {
     name=$1 limit=$2 kind=$3
     shift 3
+    case " ${PARTS:-$name} " in *" $name "*) ;; *) return ;; esac
     left=$((END - $(date +%s)))
     [ "$left" -lt "$limit" ] && limit=$left
     echo "== $name (at most $limit s)"
@@ -51,12 +53,15 @@ gpu_tests() {
 
 scan="$PYTHON benchmarks/gpu_scan.py --device $DEVICE $TINY"
 models="$PYTHON benchmarks/gpu_models.py --device $DEVICE $TINY"
+costs="$PYTHON benchmarks/cost_accuracy.py --device $DEVICE $TINY --skip counts timm table6"
 # shellcheck disable=SC2086 # lists of words
 {
     part correctness 150 must $scan --part correctness --time-limit-s 140 --output "$OUT/gpu_scan_correctness_$NAME.json"
     part models 180 may $models --part main --time-limit-s 165 --output "$OUT/gpu_models_$NAME.json"
     if $PYTHON -c 'import pytest' 2>/dev/null; then gpu_tests; else echo "== tests: pytest is not installed"; fi
     part speed 60 may $scan --part speed --time-limit-s 50 --output "$OUT/gpu_scan_speed_$NAME.json"
+    [ -n "${PARTS:-}" ] && limit=$((END - $(date +%s))) || limit=120
+    part costs "$limit" may $costs --output "$OUT/gpu_costs_$NAME.json"
     part peers 90 may $scan --part peers --time-limit-s 80 --output "$OUT/gpu_scan_peers_$NAME.json"
     left=$((END - $(date +%s)))
     part more "$left" may $models --part more --time-limit-s $((left - 10)) --output "$OUT/gpu_models_more_$NAME.json"

@@ -16,7 +16,7 @@ BLOCKER = """
 import sys
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in ("torch", "timm", "torchvision"):
+        if name.partition(".")[0] in ("torch", "timm", "torchvision", "transformers"):
             raise ImportError(f"{name} is blocked for this test", name=name)
 sys.meta_path.insert(0, Blocked())
 """
@@ -187,6 +187,52 @@ def test_dry_run_counts_a_folder_of_images(tmp_path):
     )
     planned = json.loads(patchscale("sweep", "study.yaml", "--dry-run", "--json", cwd=tmp_path))
     assert all(run["flops_train_total"] > 0 for run in planned["runs"])
+
+
+def test_costs_need_neither_torch_nor_timm_nor_transformers(tmp_path):
+    """Every built-in model, task and head, and every vision-language model."""
+    code = """
+import patchscale as ps
+from patchscale.costs.vision_language import MODELS
+from patchscale.shapes import SHAPES
+
+for name in SHAPES:
+    assert ps.estimate_cost(name, patch_size=8, img_size=64, device="h100").time.step_time_s > 0
+for task, head in (("segmentation", "upernet"), ("detection", "cascade_mask_rcnn")):
+    cost = ps.estimate_cost("vit_tiny", patch_size=8, img_size=64, task=task, head=head, num_classes=91, train=False)
+    assert cost.memory.peak_bytes > cost.memory.weights == 4 * cost.params_total
+for name in MODELS:
+    assert ps.estimate_vision_language_cost(name, img_size=(600, 800)).flops_prefill > 0
+assert ps.largest_image("qwen2.5-vl-7b", memory_bytes=17 * 2**30).binds == ("memory_bytes",)
+assert not {"torch", "timm", "transformers"} & set(sys.modules)
+"""
+    done = run_blocked(code, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+
+
+def test_cost(tmp_path):
+    written = json.loads(
+        patchscale(
+            "cost", "vit_tiny", "adventurer_tiny", "--patch-size", "16,1", "--device", "h100", "--json", cwd=tmp_path
+        )
+    )
+    assert [row["tokens"] for row in written["costs"]] == [196, 50_176, 196, 50_176]
+    assert all(row["time"]["step_time_s"] > 0 for row in written["costs"])
+    assert "h100" in patchscale("cost", "--list-devices", cwd=tmp_path)
+
+
+def test_cost_of_a_timm_name_says_what_to_install(tmp_path):
+    done = run_blocked("from patchscale.cli.app import main; main()", "cost", "xcit_nano_12_p16_224", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "pip install 'patchscale[train]', or choose a built-in model" in done.stderr.splitlines()[-1]
+
+
+def test_vlm(tmp_path):
+    arguments = ("vlm", "llava-1.5-7b", "qwen2.5-vl-7b", "--device", "h100", "--json")
+    written = json.loads(patchscale(*arguments, "--img-size", "448x448", cwd=tmp_path))
+    assert [row["visual_tokens"] for row in written["costs"]] == [576, 256]
+    largest = json.loads(patchscale(*arguments, "--max-memory-gib", 24, cwd=tmp_path))
+    assert all(row["peak_memory_bytes"] <= 24 * 2**30 for row in largest["largest"])
 
 
 def test_training_without_torch_says_what_to_install(folder):

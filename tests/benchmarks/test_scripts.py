@@ -99,6 +99,46 @@ def test_coverage_goes_on_where_it_was_ended(run, tmp_path):
     assert "patch-5-noise-0.01" in said
 
 
+def test_cost_accuracy_in_small(run):
+    written, said = run("cost_accuracy", "--tiny", "--repetitions", 1)
+    tables, targets = written["tables"], written["targets"]
+    assert tables.keys() == {"counts", "timm", "table6_hours", "table6_memory", "memory", "time"}
+    for name in (
+        "counts_forward",
+        "counts_train",
+        "timm",
+        "table6_hours",
+        "table6_memory",
+    ):  # they need no quiet machine
+        assert targets[name]["met"], said
+        assert 0 <= targets[name]["value"] <= targets[name]["target"]
+    assert len(tables["table6_hours"]) == 10
+    assert targets["table6_hours"]["value"] == max(abs(row["ratio"] - 1) for row in tables["table6_hours"])
+    assert [row["status"] for row in tables["memory"] + tables["time"]] == ["ok"] * 4
+    assert all(row["measured_bytes"] > 2**20 for row in tables["memory"])
+    assert [text.partition(" ")[0] for text in targets["timm"]["exceptions"]] == ["xcit_nano_12_p16_224"]
+    assert written["profile"]["measurements"]
+
+
+def test_cost_accuracy_leaves_out_what_it_is_told_to(run):
+    written, said = run("cost_accuracy", "--tiny", "--skip", "timm", "memory", "time", "table6")
+    assert written["tables"].keys() == {"counts"}
+    assert written["targets"].keys() == {"counts_forward", "counts_train"}
+    assert "table6" not in said
+
+
+def test_a_wrong_count_misses_its_aim(run, monkeypatch):
+    from patchscale.costs import counts
+
+    right = counts.backbone_macs
+    monkeypatch.setattr(
+        counts, "backbone_macs", lambda *sizes, **options: {p: 2 * n for p, n in right(*sizes, **options).items()}
+    )
+    written, said = run("cost_accuracy", "--tiny", "--skip", "timm", "memory", "time", "table6")
+    assert not written["targets"]["counts_forward"]["met"]
+    assert "NOT MET" in said
+
+
 @pytest.mark.parametrize("part", ["correctness", "speed", "peers"])
 def test_gpu_scan_in_small_on_a_cpu(part, run):
     written, _ = run("gpu_scan", "--tiny", "--device", "cpu", "--part", part, "--warm-up", 0, "--repetitions", 2)
@@ -153,4 +193,4 @@ def test_gpu_sh_in_small_on_a_cpu(tmp_path):
     )
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1] == "failed: tests", done.stdout
-    assert len(list(tmp_path.glob("gpu_*_cpu_*.json"))) == 5
+    assert len(list(tmp_path.glob("gpu_*_cpu_*.json"))) == 6

@@ -274,7 +274,8 @@ def test_an_operation_without_a_formula_is_named():
 
 
 @pytest.mark.parametrize(
-    ("name", "built_in"), [("vit_small_patch16_224", "vit_small"), ("vit_giant_patch14_dinov2", "vit_giant_swiglu_reg4")]
+    ("name", "built_in"),
+    [("vit_small_patch16_224", "vit_small"), ("vit_giant_patch14_dinov2", "vit_giant_swiglu_reg4")],
 )
 def test_numbers_moved_by_a_layer_are_those_of_the_built_in_shape(name, built_in):
     """Without class token and registers, which a counted model does not tell."""

@@ -177,20 +177,22 @@ def test_linear_heads(task, patch_size, img_size):
     assert counts.macs_train == {"head": 3 * macs}
 
 
-def test_dense_logits_are_kept_per_patch_twice_per_pixel_and_as_probabilities():
+def test_dense_logits_are_predicted_per_patch_and_read_per_pixel():
     pixels = 32 * 48
     coarse, fine = (count(LinearHeadShape(dense=True), patch_size, (32, 48)) for patch_size in (8, 1))
-    assert coarse.kept_numbers == K * (pixels // 64 + 3 * pixels)
-    assert coarse.working_numbers == K * 2 * pixels
-    assert fine.kept_numbers == K * 2 * pixels  # nothing to enlarge
-    assert fine.working_numbers == (D + K) * pixels  # gradients of tokens and logits
-    assert count(LinearHeadShape(dense=False), 8, (32, 48)).kept_numbers == 0
+    assert (coarse.logits_numbers, coarse.coarse_logits_numbers) == (K * pixels, K * pixels // 64)
+    assert (fine.logits_numbers, fine.coarse_logits_numbers) == (K * pixels, 0)  # nothing to enlarge
+    for counts, patches in ((coarse, pixels // 64), (fine, pixels)):
+        assert counts.kept_numbers == D * patches
+        assert counts.working_numbers == (D + K) * patches  # gradients of tokens and logits
+    one = count(LinearHeadShape(dense=False), 8, (32, 48))
+    assert (one.kept_numbers, one.logits_numbers, one.coarse_logits_numbers) == (0, K, 0)
 
 
 def test_the_largest_intermediate_results_are_those_of_the_largest_layer():
     fusion = 5 * 24 * 16 * 16  # reads four levels, gives one, at stride 4
     assert count(UPERNET, 16, 64, num_classes=2).working_numbers == fusion
-    assert count(UPERNET, 16, 64, num_classes=5).working_numbers == 5 * 2 * 64 * 64
+    assert count(UPERNET, 16, 64, num_classes=5).working_numbers == fusion  # whatever there are of logits
     assert count(HEADS["mask_rcnn"]["detection"], 16, 64).working_numbers == 128 * 256 * (14**2 + 28**2)
 
 
@@ -222,8 +224,9 @@ def test_training_and_what_upernet_keeps(patch_size, img_size):
         executed = multiply_adds_with_backward(run)
         rows, columns = run()[0].shape[-2:]
     height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
-    enlarged = 2 * height * width if rows * columns < height * width else 0
-    assert counts.kept_numbers == kept // 2 + K * (enlarged + height * width)
+    assert counts.kept_numbers == kept // 2 - K * rows * columns  # enlarging reads no logits again
+    assert counts.logits_numbers == K * height * width
+    assert counts.coarse_logits_numbers == (K * rows * columns if rows * columns < height * width else 0)
     assert sum(counts.macs_train.values()) == executed // 2
 
 

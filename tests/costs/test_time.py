@@ -177,3 +177,10 @@ def test_a_profile_of_another_precision_is_refused(profile):
     for device in (profile, "my-cpu", "cpu"):
         with pytest.raises(UserError, match="measured in fp32, not bf16"):
             step_time(count("vit_tiny", patch_size=16, img_size=224), device=device, precision="bf16")
+
+
+def test_scores_that_are_written_are_not_computed_again():
+    fused = count("deit_tiny_patch16_224", patch_size=16, img_size=224)
+    written = count("beit_base_patch16_224", patch_size=16, img_size=224)  # its position biases are learned
+    assert flops_train_executed(fused) == fused.flops_train + fused.macs["attention_quadratic"]
+    assert flops_train_executed(written) == written.flops_train

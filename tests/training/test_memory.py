@@ -112,6 +112,58 @@ def test_every_pixel_a_token_trains_in_12_gib(peak_memory):
     assert estimate / 1.5 < peak < 1.5 * estimate
 
 
+TWO_STEPS = """
+import torch
+from patchscale.config import build_config
+from patchscale.training.setup import set_up
+
+def train(values, micro_batch_size, checkpointing):
+    setup = set_up(build_config(values), torch.device("cpu"))
+    setup.task.backbone.set_grad_checkpointing(checkpointing)
+    for step, batch in enumerate(setup.batches(range(2))):
+        setup.backward(step, *batch, micro_batch_size)
+        setup.state.optimizer.step()
+        setup.state.optimizer.zero_grad()
+        if setup.state.ema is not None:
+            setup.state.ema.update(setup.task, step=step + 1)
+
+# What only the first training of a process takes: libraries, the scenes' pictures.
+for model in ("vit_test", "adventurer_test"):
+    data = {"name": "scenes", "train_images": 2, "val_images": 1, "test_images": 1}
+    values = {"model": {"name": model, "patch_size": 4, "img_size": 32}, "data": data}
+    train(values | {"training": {"batch_size": 2, "steps": 2, "ema_decay": 0.9}}, 1, True)
+    train(values | {"task": "segmentation", "training": {"batch_size": 2, "steps": 2}}, 2, False)
+"""
+
+
+def test_what_a_run_sets_up_takes_the_memory_that_is_estimated(peak_memory):
+    """Data, task, optimizer, micro-batches and moving average, as a run has them."""
+
+    def values(model, img_size, batch_size, *, task="classification", **training):
+        return {
+            "task": task,
+            "model": {"name": model, "patch_size": 4, "img_size": img_size},
+            "data": {"name": "scenes", "augment": "none", "train_images": 64, "val_images": 1, "test_images": 1},
+            "training": {"batch_size": batch_size, "steps": 2, **training},
+        }
+
+    cases = [
+        (values("vit_nano", 64, 32), 32, False),
+        (values("vit_nano", 64, 32, ema_decay=0.99), 16, False),
+        (values("adventurer_nano", 64, 32), 32, True),
+        (values("adventurer_nano", 64, 32, ema_decay=0.99), 8, False),
+        (values("vit_nano", 96, 16, task="segmentation"), 16, False),
+    ]
+    peaks = peak_memory(TWO_STEPS, *(f"train({config!r}, {size}, {lean})" for config, size, lean in cases))
+    ratios = []
+    for (config, size, lean), peak in zip(cases, peaks, strict=True):
+        classes = 11 if config["task"] == "segmentation" else 10
+        estimate = estimate_memory(build_config(config), classes, size, CPU, activation_checkpointing=lean).peak_bytes
+        print(f"{config}, {size}, {lean}: measured {peak / 2**20:.1f} MiB, estimated {estimate / 2**20:.1f} MiB")
+        ratios.append(estimate / peak)
+    assert all(0.9 < ratio < 1.1 for ratio in ratios), ratios
+
+
 def test_which_models_need_their_whole_batch():
     sizes = {"patch_size": 16, "img_size": 32, "num_classes": 3}
     for name in ("vit_test", "adventurer_test", "eva02_tiny_patch14_224", "vit_small_patch16_18x2_224"):

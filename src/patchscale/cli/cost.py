@@ -243,7 +243,6 @@ def _print_grid(costs: list["Cost"], images_seen: int | None) -> None:
             "tokens": f"{one.tokens:,}",
             "M params": f"{one.params_total / 1e6:.4g}",
             "M backbone": f"{one.params_backbone / 1e6:.4g}",
-            "GMACs": f"{one.flops_forward / 2e9:.4g}",
             "GFLOPs": f"{one.flops_forward / 1e9:.4g}",
             "training GFLOPs": f"{one.flops_train / 1e9:.4g}",
             "peak memory": size_bytes(one.memory.peak_bytes),

@@ -61,10 +61,25 @@ class Activations:
     """At the largest moment of a block's forward pass that keeps nothing, beside its input."""
     block_backward: int
     """At the largest moment of a block's backward pass, with what it keeps."""
-    ends: int
-    """Kept outside the blocks: the input of the last norm, what it keeps, images in bf16."""
+    stem: int
+    """Kept before the first block: images in bf16, intermediate results of an embedding of several layers."""
+    stem_forward: int
+    """At the largest moment before the first block in a forward pass that keeps nothing."""
+    stem_backward: int
+    """At the largest moment of its backward pass, with what it keeps."""
+    tail: int
+    """Kept after the last block: its output, what the last norm keeps and what the head reads."""
+    tail_forward: int
+    """At the largest moment after the last block in a forward pass that keeps nothing, with the tokens."""
+    tail_backward: int
+    """At the largest moment of its backward pass, with what it keeps."""
     held: int
-    """Not needed any more, but referred to in Python until the forward pass ends: the embedded patches."""
+    """Not needed any more in a forward pass that keeps nothing, but referred to in Python: timm's embedded tokens."""
+
+    @property
+    def ends(self) -> int:
+        """Kept outside the blocks."""
+        return self.stem + self.tail
 
 
 def activations(
@@ -79,16 +94,17 @@ def activations(
     """Of a pass with `images` of `tokens` patches and `pixels` each; on a CPU with that many threads, else for None."""
     narrow = 2 if precision == "bf16" else FLOAT32
     prefix = shape.prefix_tokens if isinstance(shape, ViTShape) else 1
+    class_token = shape.class_token if isinstance(shape, ViTShape) else True
     rows = images * (tokens + prefix)
     stream = FLOAT32 * shape.embed_dim * rows
-    norm_kept, held = 1, 0
+    norm_kept, held = 1, 0  # Adventurer lets go of its embedded tokens
     if isinstance(shape, ViTShape):
         mixer, mlp = _vit(shape, rows, narrow)
+        held = stream
     else:
         mixer, mlp = _adventurer(shape, images, tokens + 1, narrow, cpu_threads)
         norm_kept += cpu_threads is not None
-        held = narrow * shape.embed_dim * images * tokens
-    norm_kept += narrow == FLOAT32  # its result, which the head reads in float32 as it is
+    patches = narrow * shape.embed_dim * images * tokens
     image_copies = narrow * 3 * pixels * images if narrow < FLOAT32 else 0
     block = mixer.kept + mlp.kept
     return Activations(
@@ -98,7 +114,13 @@ def activations(
         # The MLP has its own input beside that of the block; in the backward pass it goes first.
         block_forward=max(mixer.forward, stream + mlp.forward),
         block_backward=max(block + mlp.backward, mixer.kept + mixer.backward),
-        ends=norm_kept * stream + image_copies,
+        stem=image_copies,
+        stem_forward=patches + max((2 if prefix else 1) * stream, image_copies),  # with other tokens, with positions
+        stem_backward=image_copies + stream + (patches if narrow < FLOAT32 else 0),
+        # A class token is a view of the norm's result, and if the head reads float32 it is kept as it is.
+        tail=(norm_kept + (class_token and narrow == FLOAT32)) * stream,
+        tail_forward=2 * stream,  # the norm's input and result
+        tail_backward=(norm_kept + 2) * stream,  # gradients of both
         held=held,
     )
 
@@ -106,17 +128,18 @@ def activations(
 def _vit(shape: ViTShape, rows: int, narrow: int) -> tuple[Branch, Branch]:
     D, m = shape.embed_dim, shape.mlp_dim
     cast = narrow * D if narrow < FLOAT32 else 0
-    # 2 D in a forward pass: the norm's result, and the embedded tokens, which torch's Sequential holds to its end.
     mixer = Branch(
         kept=rows * (FLOAT32 * D + narrow * 5 * D + FLOAT32 * shape.num_heads),
-        forward=rows * (FLOAT32 * 2 * D + narrow * 5 * D),
+        forward=rows * (FLOAT32 * D + narrow * 5 * D),
         backward=rows * (FLOAT32 * D + narrow * 6 * D),
     )
+    # Without other tokens patches keep the strides of the convolution, and the backward pass of the norm copies them.
+    strided = FLOAT32 * D if shape.prefix_tokens == 0 and narrow == FLOAT32 else 0
     gated = shape.mlp == "swiglu"
     mlp = Branch(
         kept=rows * (FLOAT32 * D + narrow * (D + (4 if gated else 2) * m)),
-        forward=rows * (FLOAT32 * 2 * D + narrow * (4 if gated else 2) * m),
-        backward=rows * (FLOAT32 * D + narrow * (2 if gated else 1) * m + cast),
+        forward=rows * (FLOAT32 * D + narrow * (4 if gated else 2) * m),
+        backward=rows * (FLOAT32 * D + narrow * (2 if gated else 1) * m + cast + strided),
     )
     return mixer, mlp
 

@@ -28,6 +28,8 @@ class Counted:
     embed_dim: int
     heads: int
     """Linear heads for classification: two in distilled models, which predict their mean."""
+    fused_attention: bool
+    """Whether scores are never written, and so computed again in the backward pass."""
 
 
 @cache
@@ -44,11 +46,12 @@ def count_on_meta(
     Pooling counts for `task="classification"`; dense tasks read the patch tokens. Raises `UserError` if torch or timm
     is missing, if timm has no such model, or if an operation of it has no count (see `operations.py`).
     """
-    built = _build_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed).eval()
+    built = build_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed).eval()
     import torch
 
     from patchscale.costs.operations import count_forward_and_backward
     from patchscale.models.parameters import count_parameters
+    from patchscale.models.vit import keeps_scores
 
     images = torch.empty(1, 3, *image_height_width(img_size), device="meta")
     forward = built if task == "classification" else built.forward_feature_map
@@ -66,35 +69,27 @@ def count_on_meta(
         macs_train=macs_train,
         embed_dim=int(built.num_features),  # type: ignore[arg-type]
         heads=len(classifier) if isinstance(classifier, tuple) else 1,
+        fused_attention=not keeps_scores(model),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What the activations of a model follow from."""
+    """What the time of moving its numbers follows from."""
 
     depth: int
-    embed_dim: int
-    num_heads: int
     widths: int
     """Input and output channels of all layers with weights in one block, added up (the largest block)."""
-    keeps_scores: bool
-    """Whether attention writes its score matrix, tokens x tokens for every head."""
 
 
 @cache
 def layers_on_meta(model: str, *, patch_size: int, img_size: int | tuple[int, int]) -> Layers:
     """The layers of a timm model; raises `UserError` as `count_on_meta` does."""
-    built = _build_on_meta(model, patch_size=patch_size, img_size=img_size)
-    from patchscale.models.vit import keeps_scores
-
+    built = build_on_meta(model, patch_size=patch_size, img_size=img_size)
     blocks = list(built.blocks)  # type: ignore[arg-type]
     return Layers(
         depth=len(blocks),
-        embed_dim=int(built.num_features),  # type: ignore[arg-type]
-        num_heads=max((int(getattr(module, "num_heads", 0)) for module in built.modules()), default=1),
         widths=max(sum(_widths(module) for module in block.modules()) for block in blocks),
-        keeps_scores=keeps_scores(model),
     )
 
 
@@ -110,9 +105,10 @@ def _widths(module: "nn.Module") -> int:
     )
 
 
-def _build_on_meta(
+def build_on_meta(
     model: str, *, patch_size: int, img_size: int | tuple[int, int], pos_embed: PosEmbed = "learned"
 ) -> "nn.Module":
+    """A model without a head on torch's meta device; raises `UserError` if torch or timm is missing, or has no such."""
     try:
         import torch
 

@@ -47,6 +47,8 @@ class Counts:
     """
     head_counts: HeadCounts | None
     """The part of all this that the head is; None without one."""
+    fused_attention: bool = True
+    """Whether attention never writes its scores, and so computes them again in the backward pass."""
 
     @property
     def params_total(self) -> int:
@@ -119,14 +121,15 @@ def count(
         params = backbone_params(shape, tokens=tokens, patch_size=patch_size, pos_embed=pos_embed)
         macs = backbone_macs(shape, tokens=tokens, patch_size=patch_size)
         macs_train = {part: (2 if part == "patch_embed" else 3) * number for part, number in macs.items()}
-        embed_dim, heads = shape.embed_dim, 1
+        embed_dim, heads, fused_attention = shape.embed_dim, 1, True
     else:
         assert isinstance(model, str)
         from patchscale.costs.counted import count_on_meta
 
         counted = count_on_meta(model, patch_size=patch_size, img_size=img_size, pos_embed=pos_embed, task=task)
         params, macs, macs_train = dict(counted.params), dict(counted.macs), dict(counted.macs_train)
-        embed_dim, heads = counted.embed_dim, counted.heads if task == "classification" else 1
+        embed_dim, fused_attention = counted.embed_dim, counted.fused_attention
+        heads = counted.heads if task == "classification" else 1
     head_counts = None
     if num_classes:
         head_counts = count_head(
@@ -157,4 +160,5 @@ def count(
         macs=macs,
         macs_train=macs_train,
         head_counts=head_counts,
+        fused_attention=fused_attention,
     )

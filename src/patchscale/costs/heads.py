@@ -1,8 +1,10 @@
 """What the head of a task costs: parameters, multiply-adds and activations, from the layers it is made of.
 
 Kept for the backward pass is, once each, what it reads: inputs of convolutions, linear layers and max-pooling (and its
-64-bit indices, as two numbers), of norms and GELU, results of ReLU; and the outputs, which the loss reads. Not counted
-are statistics of norms, anchors, and what losses, matching and choosing of boxes need beside dense logits.
+64-bit indices, as two numbers), of norms and GELU, results of ReLU; in detection the outputs, which the losses read.
+Logits of classification and segmentation are told apart, because they are always float32: their loss keeps the
+logarithmic softmax, and nothing else of them. Not counted are statistics of norms, anchors, and what losses, matching
+and choosing of boxes need in detection.
 """
 
 from collections.abc import Iterator
@@ -37,9 +39,13 @@ class HeadCounts:
     macs_train: dict[str, int]
     """Multiply-adds of a forward and a backward pass by part, with the boxes and masks that are trained on."""
     kept_numbers: int
-    """What is kept from the forward pass for the backward pass; UPerNet and detection also keep the backbone's maps."""
+    """What layers keep from the forward pass for the backward pass; dense heads also keep the backbone's maps."""
     working_numbers: int
-    """The most intermediate results at a time, backward: gradients of one layer's output and input, or of logits."""
+    """The most intermediate results of layers at a time, backward: gradients of one layer's output and input."""
+    logits_numbers: int
+    """Logits that the loss reads, float32, one for every class and image or pixel; 0 in detection."""
+    coarse_logits_numbers: int
+    """Dense logits as they are predicted, float32, if they are then enlarged to pixels; else 0."""
 
 
 def count_head(
@@ -60,26 +66,27 @@ def count_head(
     if num_classes < least:
         background = ", one of them the background" if least == 2 else ""
         raise UserError(f"num_classes={num_classes} is too few for this head; give at least {least}{background}")
-    logits_places = None  # where dense logits are predicted
+    pixels = prod(image_height_width(img_size))
+    predicted = loss_places = 0  # where logits are predicted, and where the loss reads them
     if isinstance(head, LinearHeadShape):
-        places = prod(grid) if head.dense else 1
-        # What it reads is the result of the backbone's last norm, which is counted there.
-        layers = [_layer("head", embed_dim, num_classes, places, keeps_input=False)]
-        logits_places = places if head.dense else None
+        predicted, loss_places = (prod(grid), pixels) if head.dense else (1, 1)
+        # A dense one copies the patches' features; else it is the result of the last norm, which is counted there.
+        layers = [_layer("head", embed_dim, num_classes, predicted, keeps_input=head.dense)]
     elif isinstance(head, UperNetShape):
         layers = list(_upernet(head, embed_dim, grid, patch_size, num_classes))
-        logits_places = prod(level_grid(grid, upernet_levels(patch_size)[0]))
+        predicted, loss_places = prod(level_grid(grid, upernet_levels(patch_size)[0])), pixels
     else:
         layers = list(_mask_rcnn(head, embed_dim, grid, patch_size, num_classes))
 
-    kept = sum(layer.kept_numbers for layer in layers)
-    working = max(layer.input_numbers + layer.output_numbers for layer in layers)
-    if logits_places is not None:
-        pixels = prod(image_height_width(img_size))
-        copies = logits_places + 2 * pixels if logits_places < pixels else pixels  # enlarged, and with classes last
-        kept += num_classes * (copies + pixels)  # and their logarithmic softmax
-        working = max(working, num_classes * 2 * pixels)
-    counts = HeadCounts(params={}, macs={}, macs_train={}, kept_numbers=kept, working_numbers=working)
+    counts = HeadCounts(
+        params={},
+        macs={},
+        macs_train={},
+        kept_numbers=sum(layer.kept_numbers for layer in layers),
+        working_numbers=max(layer.input_numbers + layer.output_numbers for layer in layers),
+        logits_numbers=num_classes * loss_places,
+        coarse_logits_numbers=num_classes * predicted if predicted < loss_places else 0,
+    )
     for layer in layers:
         _add(counts.params, layer.part, layer.params)
         _add(counts.macs, layer.part, layer.products * layer.places)

@@ -3,9 +3,11 @@
 Memory rises and falls within a step, so the peak is that of its largest moment, not the sum of parts that never live at
 the same time. Weights, both moments of AdamW, the moving average and the batch live throughout. Besides:
 
-    end of forward     activations of all blocks, the head's intermediate results
+    end of forward     activations of all parts, the head's intermediate results
+    head, tail         the same, with gradients of the head and of what lies between it and the blocks
     last block         activations of all blocks, that block's gradients and intermediate results
     first block        activations of one block and its intermediate results, all gradients
+    stem               activations of the patch embedding and its intermediate results, all gradients
     optimizer step     all gradients, the optimizer's intermediate results
 
 With activation checkpointing "activations of all blocks" are their inputs, and those of the block at hand. With
@@ -112,22 +114,30 @@ def train_memory(
         "end of forward": _Moment(
             gradients=earlier,
             activations=blocks.depth * inner + blocks.ends + head.kept,
-            workspace=copies + blocks.held + head.forward,
+            workspace=copies + head.forward,
         ),
         "head": _Moment(
             gradients=earlier + head_gradients,
             activations=blocks.depth * inner + blocks.ends + head.kept,
             workspace=held_copies + head.backward,
         ),
+        "tail": _Moment(
+            gradients=earlier + head_gradients,
+            activations=blocks.depth * inner + blocks.ends,
+            workspace=held_copies + blocks.tail_backward - blocks.tail,
+        ),
         "last block": _Moment(
             gradients=last_gradients,
-            activations=(blocks.depth - 1) * inner + blocks.block,
+            activations=(blocks.depth - 1) * inner + blocks.block + blocks.stem,
             workspace=held_copies + blocks.block_backward - blocks.block,
         ),
         "first block": _Moment(
             gradients=first_gradients,
-            activations=blocks.block,
+            activations=blocks.block + blocks.stem,
             workspace=copies // blocks.depth + blocks.block_backward - blocks.block,
+        ),
+        "stem": _Moment(
+            gradients=first_gradients, activations=blocks.stem, workspace=blocks.stem_backward - blocks.stem
         ),
         "optimizer step": _Moment(
             gradients=weights,
@@ -137,8 +147,8 @@ def train_memory(
     if activation_checkpointing:
         moments["last block, forward"] = _Moment(
             gradients=earlier,
-            activations=blocks.depth * blocks.stream,
-            workspace=copies + blocks.held + blocks.block_forward,
+            activations=blocks.depth * blocks.stream + blocks.stem,
+            workspace=copies + blocks.block_forward,
         )
     return _at_the_peak(
         moments,
@@ -166,7 +176,11 @@ def infer_memory(
         copies = narrow * (_block_params(counts) + counts.params.get("patch_embed", 0) + head.params)
     moments = {
         "block": _Moment(activations=blocks.stream, workspace=copies + blocks.held + blocks.block_forward),
-        "head": _Moment(activations=2 * blocks.stream, workspace=copies + blocks.held + head.inference),
+        "stem": _Moment(workspace=copies + blocks.stem_forward),
+        "tail": _Moment(
+            activations=blocks.stream, workspace=copies + blocks.held + blocks.tail_forward - blocks.stream
+        ),
+        "head": _Moment(activations=blocks.stream, workspace=copies + head.inference),
     }
     return _at_the_peak(
         moments,
@@ -231,27 +245,18 @@ class _Head:
 
 
 def _head(counts: Counts, images: int, narrow: int) -> _Head:
-    """The linear heads as `tasks/` has them; others from their layers (`costs/heads.py`)."""
     if counts.head_counts is None:
         return _Head(params=0)
-    params = sum(counts.head_counts.params.values())
-    if counts.head != "linear":
-        kept = narrow * images * counts.head_counts.kept_numbers
-        working = narrow * images * counts.head_counts.working_numbers
-        return _Head(params=params, kept=kept, forward=working, backward=working, inference=working)
-    if counts.task == "classification":
-        logits = FLOAT32 * images * counts.num_classes
-        return _Head(params=params, kept=logits, forward=logits, backward=2 * logits, inference=logits)
-    height, width = image_height_width(counts.img_size)
-    coarse = FLOAT32 * images * counts.tokens * counts.num_classes
-    logits = FLOAT32 * images * height * width * counts.num_classes
-    features = narrow * images * counts.tokens * counts.embed_dim
+    head = counts.head_counts
+    logits = FLOAT32 * images * head.logits_numbers
+    coarse = FLOAT32 * images * head.coarse_logits_numbers
+    working = narrow * images * head.working_numbers
     return _Head(
-        params=params,
-        kept=features + logits,  # the logarithmic softmax
-        forward=coarse + 2 * logits,  # enlarged, and with classes last
-        backward=2 * logits,
-        inference=features + coarse + logits,
+        params=sum(head.params.values()),
+        kept=narrow * images * head.kept_numbers + logits,  # the logarithmic softmax
+        forward=logits,  # enlarged; classes come last already
+        backward=max(working, 2 * logits),
+        inference=max(working, coarse + logits),
     )
 
 

@@ -94,12 +94,12 @@ def step_work(
 def executed_macs(counts: Counts, *, train: bool, activation_checkpointing: bool = False) -> dict[str, float]:
     """Multiply-adds on one image by part, with what is computed again in the backward pass.
 
-    Computed again are attention scores (attention is taken to be fused), and with checkpointing all of the blocks.
+    Computed again are the scores of fused attention, and with checkpointing all of the blocks.
     """
     if not train:
         return dict(counts.macs)
     executed: dict[str, float] = dict(counts.macs_train)
-    if "attention_quadratic" in executed:
+    if "attention_quadratic" in executed and counts.fused_attention:
         executed["attention_quadratic"] += ATTENTION_RECOMPUTED * counts.macs["attention_quadratic"]
     if activation_checkpointing:
         outside = {*OUTSIDE_OF_BLOCKS, *(counts.head_counts.macs if counts.head_counts else ())}

@@ -146,8 +146,7 @@ class Adventurer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens [B, N+1, D]: patches in raster order, then the class token."""
-        patches = self.patch_embed(images)
-        x = torch.cat([patches, self.cls_token.expand(len(images), -1, -1)], dim=1)
+        x = torch.cat([self.patch_embed(images), self.cls_token.expand(len(images), -1, -1)], dim=1)
         x = self.pos_drop(x + self.pos_embed)
         for block in self.layers:
             if self.grad_checkpointing and torch.is_grad_enabled():
