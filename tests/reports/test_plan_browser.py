@@ -181,6 +181,7 @@ def test_one_price_at_a_time(visit):
     page.get_by_label("Price across:").select_option("latency_s")
     assert page.locator(".block:visible").count() == 1
     assert page.locator("#frontier-2-block").is_visible()
+    assert page.locator("#how-to-walk").is_visible()
     assert visit("one").locator("#which-price").count() == 0
 
 
@@ -195,7 +196,7 @@ def test_a_budget_beyond_everything(visit):
 def test_without_a_script(visit, planned):
     page = visit("four", script=False)
     assert page.locator("figure svg:visible").count() == len(BUDGETS)
-    assert page.locator("input:visible, select:visible, button:visible").count() == 0
+    assert page.locator("input:visible, select:visible, button:visible, #how-to-walk:visible").count() == 0
     for index, (name, budget) in enumerate(BUDGETS.items(), 1):
         assert text(page, f"#frontier-{index}-choice") == choice(walk(planned, name), name, budget)
         assert page.locator(f"#frontier-{index}-table tbody tr").count() == len(walk(planned, name))

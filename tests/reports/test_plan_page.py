@@ -74,6 +74,15 @@ def test_it_says_what_the_plan_says(page, planned):
     assert "nan" not in page.text.lower().split()
 
 
+def test_doubts_about_the_law_come_first(source, adventurer_fit):
+    first = Page(source.partition('<h2 id="best">')[0]).text
+    doubts = [check.message for check in adventurer_fit.checks if check.state in ("warn", "fail")]
+    assert doubts
+    for message in doubts:
+        assert message in first
+    assert "Read this first" not in Page(render_plan_page(plain_plan())).text
+
+
 def test_it_asks_for_nothing(page, source):
     assert page.addresses
     assert all(address.startswith("data:") for address in page.addresses)

@@ -138,6 +138,7 @@
     read(chosen);
   };
   figures.forEach(attach);
+  document.getElementById("how-to-walk").hidden = false;
 
   const choice = document.getElementById("which-price");
   if (choice) {

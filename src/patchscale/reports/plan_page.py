@@ -56,6 +56,7 @@ def render_plan_page(plan: "Plan", *, title: str | None = None, provenance: Mapp
         "plan.html",
         title=title or _title(plan),
         lede=tied(str(plan)),
+        doubts=[check.message for check in fit.checks if check.state in ("warn", "fail")] if fit else [],
         facts=_facts(plan),
         best=describe(plan.best, plan.axes),
         prices=prices_table(plan),
