@@ -240,31 +240,17 @@ class Fit:
             table = {"patch_size": problem.axes["patch_size"]}
         return pd.DataFrame({**table, "measured": measured, "fitted": fitted, "residual": measured - fitted})
 
-    def plot(self, ax: Any = None) -> Any:
-        """Points, law and interval band on a matplotlib axis, finer patches to the right; returns the axis."""
-        if self.design is not None:
-            raise UserError("a joint fit has no single curve to plot; predict a table and plot a column of it")
-        import matplotlib.pyplot as plt
-        from matplotlib.ticker import NullLocator, ScalarFormatter
+    def plot(self, ax: Any = None, axis: str | None = None) -> Any:
+        """Points, law and interval band on a matplotlib axis, finer patches to the right; returns the axis.
 
-        if ax is None:
-            _, ax = plt.subplots()
-        points = self.points()
-        curve = self.predict(np.geomspace(points["patch_size"].min(), points["patch_size"].max(), 60).tolist())
-        (line,) = ax.plot(curve["patch_size"], curve["predicted"], label=self.label)
-        ax.fill_between(
-            curve["patch_size"], curve["low"], curve["high"], color=line.get_color(), alpha=0.2, linewidth=0
-        )
-        ax.plot(points["patch_size"], points["measured"], "o", color=line.get_color())
-        ax.set_xscale("log", base=2)
-        ax.xaxis.set_major_formatter(ScalarFormatter())
-        ax.xaxis.set_minor_locator(NullLocator())
-        ax.set_xticks(sorted(set(points["patch_size"])))
-        if not ax.xaxis_inverted():
-            ax.invert_xaxis()
-        ax.set_xlabel("patch size (px)")
-        ax.set_ylabel(self.quantity)
-        return ax
+        A joint fit is drawn along `axis` (the one with most levels, if not given), one curve per combination of the
+        other axes, groups and factors, at most eight: those with most points, and the title says of how many. A
+        combination measured at one value only is dashed. `points()` has the numbers. Raises `UserError` for an
+        axis that the law does not have.
+        """
+        from patchscale.laws.figure import draw_fit
+
+        return draw_fit(self, ax, axis)
 
     @property
     def quantity(self) -> str:
