@@ -128,6 +128,11 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
     [
         ([], "nothing to plan from"),
         (TABLE, "no budget is given"),
+        ([*TABLE, "--budget", "infer_flops=-5"], "the limit is not a positive number"),
+        ([*TABLE, "--budget", "infer_flops=1e9", "--budget", "infer_flops=1e10"], "infer_flops is given twice"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--rank-by", "model"], "rank_by='model' is not priced"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--img-size", "225", "--patch-size", "16"], "divides none of the"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--form", "vlm"], "no column 'llm_params'"),
         ([*TABLE, "--budget", "train_gpu_hours"], "is not of the form name=value"),
         ([*TABLE, "--budget", "latency_s=fast"], "'fast' is not a number such as 200"),
         ([*TABLE, "--budget", "train_gpu_hours=3"], "it needs images_seen and a device"),

@@ -157,7 +157,15 @@ def _budgets(texts: list[str]) -> dict[str, float]:
 
     if not texts:
         raise UserError("no budget is given; give one or more, such as --budget train_gpu_hours=200")
-    return {name: _number("--budget", value) for name, value in (_pair("--budget", t, "latency_s=10ms") for t in texts)}
+    limits: dict[str, float] = {}
+    for text in texts:
+        name, value = _pair("--budget", text, "latency_s=10ms")
+        if name in limits:
+            raise UserError(f"--budget {name} is given twice; give one limit")
+        limits[name] = _number("--budget", value)
+        if not 0 < limits[name] < float("inf"):
+            raise UserError(f"--budget {text}: the limit is not a positive number")
+    return limits
 
 
 def _pair(option: str, text: str, example: str) -> tuple[str, str]:
@@ -169,7 +177,7 @@ def _pair(option: str, text: str, example: str) -> tuple[str, str]:
     return name, value
 
 
-UNITS = {"ms": 1e-3, "s": 1.0, "h": 1.0, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "MB": 1e6, "GB": 1e9}
+UNITS = {"ms": 1e-3, "s": 1.0, "h": 1.0, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "MB": 1e6, "GB": 1e9, "TB": 1e12}
 
 
 def _number(option: str, text: str) -> float:

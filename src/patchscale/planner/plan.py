@@ -130,8 +130,9 @@ def plan(
     table = _priced(configurations, pricing)
     limits = _checked(budgets, table)
     rank = rank_by or next((name for name in COSTS if name in limits), next(iter(limits)))
-    if rank not in table:
-        raise UserError(f"rank_by={rank!r} is no column (columns: {', '.join(map(str, table.columns))})")
+    if rank not in table or not pd.api.types.is_numeric_dtype(table[rank]):
+        numbers = [str(name) for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
+        raise UserError(f"rank_by={rank!r} is not priced (prices: {', '.join(numbers)})")
     chosen_axes = tuple(name for name in (axes or _axes_of(table)) if name in table and _varies(table[name]))
     quality = Quality(law)
     level = quality.level if level is None else level
