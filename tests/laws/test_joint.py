@@ -220,6 +220,36 @@ def test_what_the_data_cannot_support_is_refused_by_name(change, arguments, mess
     assert "\n" not in str(caught.value)
 
 
+def encoders(visual_tokens) -> pd.DataFrame:
+    """Runs of vision-language models; `visual_tokens(encoder_tokens, share)` is what the language model gets."""
+    rows = [
+        {"llm_params": N, "img_size": r, "patch_size": 14, "visual_tokens": visual_tokens((r / 14) ** 2, share)}
+        for N, r, share in product((5e8, 2e9, 7e9), (224, 336, 448, 672), (1, 4, 16))
+    ]
+    table = pd.DataFrame(rows)
+    N, V, ratio = table["llm_params"], table["visual_tokens"], table["patch_size"] / table["img_size"]
+    return table.assign(metric=1 - (0.1 + 10 * N**-0.2 * V**-0.1 + 2 * ratio**1.1))
+
+
+def test_the_encoder_term_needs_tokens_that_do_not_follow_from_the_image():
+    fit = fit_law(encoders(lambda tokens, share: tokens / share), form="vlm:encoder", target="error", draws=20)
+    assert fit.parameters["a"].value == pytest.approx(1.1, rel=1e-3)
+    assert fit.parameters["C"].value == pytest.approx(2.0, rel=1e-3)
+    following = encoders(lambda tokens, share: tokens)
+    with pytest.raises(UserError, match="visual_tokens and img_size vary together"):
+        fit_law(following, form="vlm:encoder", target="error", draws=20)
+    # with several patch sizes no pair of axes shows it, but all of them together do
+    crossed = following.assign(patch_size=[14, 28, 7] * 12)
+    crossed["visual_tokens"] = (crossed["img_size"] / crossed["patch_size"]) ** 2
+    with pytest.raises(UserError, match=r"follows from .* cannot be told apart"):
+        fit_law(crossed, form="vlm:encoder", target="error", draws=20)
+    few = encoders(lambda tokens, share: tokens / share).query("img_size < 400")
+    with pytest.raises(UserError, match=r"2 distinct patch_size / img_size; .*run more image sizes, or use form 'vlm'"):
+        fit_law(few, form="vlm:encoder", target="error", draws=20)
+    with pytest.raises(UserError, match="vlm has no option 'encodr'; the only one is vlm:encoder"):
+        fit_law(few, form="vlm:encodr", target="error", draws=20)
+
+
 def test_an_unknown_group_or_factor_value_is_not_predicted():
     table = sweep().assign(family=lambda t: np.where(t["patch_size"] + t["img_size"] > 134, "x", "y"))
     point = table.head(1)

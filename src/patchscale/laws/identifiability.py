@@ -22,6 +22,8 @@ def refuse_what_cannot_be_told_apart(rows: pd.DataFrame, dropped: pd.DataFrame, 
     _refuse_collinear(rows, law, label)
     if law.name.startswith("relative-patch"):
         _refuse_few_crossings(rows, law, label)
+    if law.name.startswith("vlm") and law.name.endswith(":encoder"):
+        _refuse_few_ratios(rows, law, label)
 
 
 def log_correlations(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
@@ -114,15 +116,31 @@ def _refuse_collinear(rows: pd.DataFrame, law: Law, label: str) -> None:
         )
 
 
+def _refuse_few_ratios(rows: pd.DataFrame, law: Law, label: str) -> None:
+    """A floor and a power of p/r need four values of it; beside visual tokens, some that do not follow from them."""
+    ratio = (rows["patch_size"] / rows["img_size"]).round(9)
+    vlm = law.name.startswith("vlm")
+    if ratio.nunique() < 4:
+        remedy = f"image sizes, or use form {law.name.removesuffix(':encoder')!r}" if vlm else "patch sizes"
+        raise UserError(
+            f"{label}: {ratio.nunique()} distinct patch_size / img_size; form {law.name!r} needs at least 4; "
+            f"run more {remedy}"
+        )
+    if not vlm:
+        return
+    rho = log_correlations(rows.assign(ratio=ratio), ["visual_tokens", "ratio"]).to_numpy()[0, 1]
+    if abs(rho) > COLLINEAR:
+        raise UserError(
+            f"{label}: visual_tokens follow from patch_size / img_size (correlation of their logarithms {rho:+.2f}), "
+            "so what the encoder sees and what the language model gets cannot be told apart; run several visual_tokens "
+            f"(merged or pruned after the encoder) at one img_size, or use form {law.name.removesuffix(':encoder')!r}"
+        )
+
+
 def _refuse_few_crossings(rows: pd.DataFrame, law: Law, label: str) -> None:
     """The patch term needs four values of p/r; beside a resolution term, three patch sizes at two image sizes."""
     if "C" not in law.amplitudes:
-        ratios = (rows["patch_size"] / rows["img_size"]).round(9).nunique()
-        if ratios < 4:
-            raise UserError(
-                f"{label}: {ratios} distinct patch_size / img_size; form {law.name!r} needs at least 4; "
-                "run more patch sizes"
-            )
+        _refuse_few_ratios(rows, law, label)
         return
     counts = rows.groupby("img_size")["patch_size"].nunique()
     rich = counts[counts >= 3]

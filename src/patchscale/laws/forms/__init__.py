@@ -33,6 +33,8 @@ LAWS: dict[str, Law] = {
         Tokens(),
         VlmProduct(),
         VlmAdditive(),
+        VlmProduct(encoder=True),
+        VlmAdditive(encoder=True),
         Shifted(),
         Skaling(("params_backbone", "images_seen"), name="skaling"),
         Bnsl("images_seen", -1, name="bnsl"),
@@ -97,10 +99,19 @@ def _relative_patch(options: list[str]) -> Law:
     return RelativePatch(h="h=0" not in options, C="C=0" not in options, native=native)
 
 
+def _vlm(kind: type[VlmProduct] | type[VlmAdditive], options: list[str]) -> Law:
+    if options != ["encoder"]:
+        name = kind().name
+        raise UserError(f"{name} has no option {','.join(options)!r}; the only one is {name}:encoder")
+    return kind(encoder=True)
+
+
 _BUILDERS: dict[str, Callable[[list[str]], Law]] = {
     "additive": lambda columns: _over_axes(Additive, columns),
     "product": lambda columns: _over_axes(Product, columns),
     "relative-patch": _relative_patch,
+    "vlm": lambda options: _vlm(VlmProduct, options),
+    "vlm-additive": lambda options: _vlm(VlmAdditive, options),
     "skaling": _skaling,
     "bnsl": _bnsl,
 }
