@@ -207,6 +207,11 @@ def test_the_plot_shows_points_law_and_band(planted):
     plt.close("all")
 
 
+def test_a_form_with_too_many_exponents_for_one_curve_is_sent_to_fit_law(planted):
+    with pytest.raises(UserError, match=r"has 4 exponents, .* at most 3; fit all rows at once with fit_law"):
+        fit_curves(planted.curve(), form="relative-patch")
+
+
 def test_the_input_table_is_left_alone(study):
     before = study.copy()
     fit_curves(study)

@@ -54,7 +54,8 @@ def _axis_to_draw(fit: "Fit", axis: str | None) -> str:
     columns = [one.column for one in fit.problem.law.axes]
     if axis is not None and axis not in columns:
         raise UserError(f"form {fit.form!r} has no axis {axis!r}; plot along one of {', '.join(columns)}")
-    return axis or max(columns, key=lambda name: int(fit.rows[name].nunique()))
+    counts = {name: len(distinct(fit.rows[name])) for name in columns}
+    return axis or max(columns, key=counts.__getitem__)
 
 
 def _others(points: pd.DataFrame, along: str) -> list[str]:

@@ -15,6 +15,7 @@ import pandas as pd
 from patchscale.errors import UserError
 from patchscale.laws.checks import Check, Evidence, HoldOut, run_checks
 from patchscale.laws.forms import Law, law_named
+from patchscale.laws.identifiability import refuse_too_few_levels
 from patchscale.laws.joint import JointOptions, fit_joint
 from patchscale.laws.result import Estimate, Fit
 from patchscale.laws.table import (
@@ -28,7 +29,6 @@ from patchscale.laws.table import (
     require_columns,
     shorten,
     split_usable,
-    suggest_patch_sizes,
     target_named,
 )
 from patchscale.laws.uncertainty import Interval, Profile, conditioning
@@ -165,6 +165,11 @@ def fit_curves(
     `why_empty()` then says why.
     """
     law, goal = law_named(form), target_named(target)
+    if len(law.exponents) not in STARTS:
+        raise UserError(
+            f"form {law.name!r} has {len(law.exponents)} exponents, curves one by one are fitted with at most "
+            f"{max(STARTS)}; fit all rows at once with fit_law(table, form={law.name!r})"
+        )
     options = Options(law, goal, level, noise, allow_mixed)
     require_columns(table, law, goal, [noise] if noise else [])
     rows, dropped = split_usable(table, law, goal)
@@ -206,7 +211,7 @@ def fit_parts(table: pd.DataFrame, *, by: Sequence[str] = (), **options: Any) ->
 def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: Options, curve: dict[str, Any], label: str) -> Fit:
     law, target, level, noise = options.law, options.target, options.level, options.noise
     _refuse_mixed(rows, target, label, options.allow_mixed)
-    _refuse_too_few(rows, dropped, law, label)
+    refuse_too_few_levels(rows, dropped, law, label)
     rows = rows.sort_values([axis.column for axis in law.axes], kind="stable")
     problem = _problem(rows, law, target, noise, label)
     solution = solve(problem, starts=STARTS[len(law.exponents)])
@@ -319,19 +324,3 @@ def _refuse_mixed(rows: pd.DataFrame, target: Target, label: str, allow_mixed: b
         f"{label}: the rows differ in {listed(parts)}, not in patch_size alone; "
         f"select one, group by {','.join(mixed)}, or allow mixed rows"
     )
-
-
-def _refuse_too_few(rows: pd.DataFrame, dropped: pd.DataFrame, law: Law, label: str) -> None:
-    for axis in law.axes:
-        have = sorted(set(rows[axis.column].astype(float)), reverse=True)
-        if len(have) >= axis.min_levels:
-            continue
-        found = ", ".join(f"{value:g}" for value in have) or "none"
-        lost = f" ({len(dropped)} rows dropped: {shorten(dropped['reason'])})" if len(dropped) else ""
-        img_size = rows["img_size"].iloc[0] if "img_size" in rows.columns and len(rows) else None
-        add = suggest_patch_sizes(have, axis.min_levels - len(have), plain(img_size))
-        remedy = f"add {axis.column} {listed(add)}" if add else f"add values of {axis.column}"
-        raise UserError(
-            f"{label}: {len(have)} distinct {axis.column} ({found}){lost}; "
-            f"form {law.name!r} needs at least {axis.min_levels}; {remedy}"
-        )

@@ -13,7 +13,7 @@ COLLINEAR = 0.95
 
 def refuse_what_cannot_be_told_apart(rows: pd.DataFrame, dropped: pd.DataFrame, law: Law, label: str) -> None:
     """Raise `UserError` for too few levels, collinear axes and the needs of particular laws."""
-    _refuse_too_few(rows, dropped, law, label)
+    refuse_too_few_levels(rows, dropped, law, label)
     if law.name == "tokens" and "img_size" in rows.columns and varying(rows, ["img_size"]):
         raise UserError(
             f"{label}: img_size varies ({shorten(rows['img_size'])}), and at equal tokens more pixels still help; "
@@ -70,7 +70,8 @@ def constant_tokens(rows: pd.DataFrame) -> bool:
     return bool(varying(rows, ["patch_size"]) and ratio.max() < 1.01 * ratio.min())
 
 
-def _refuse_too_few(rows: pd.DataFrame, dropped: pd.DataFrame, law: Law, label: str) -> None:
+def refuse_too_few_levels(rows: pd.DataFrame, dropped: pd.DataFrame, law: Law, label: str) -> None:
+    """Raise `UserError` for the first axis with fewer values than the law needs, naming values to add."""
     for axis in law.axes:
         have = distinct(rows[axis.column])[::-1]
         if len(have) >= axis.min_levels:
