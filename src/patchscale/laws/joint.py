@@ -35,6 +35,8 @@ STARTS = 64
 PROFILE_POINTS = 15
 """Up to so many points intervals are profiles, if the law has at most two exponents."""
 PROFILE_EXPONENTS = 2
+PROFILE_AMPLITUDES = 5
+"""Profiles try every subset of the amplitudes."""
 HUBER_ROUNDS = 100
 
 
@@ -79,13 +81,7 @@ def fit_joint(table: pd.DataFrame, options: JointOptions, *, label: str | None =
     require_columns(table, law, target, [*wanted, *(options.cluster_by or [])])
     rows, dropped = split_usable(table, law, target)
     label = label or law.name
-    mixed = mixed_in(rows, law, target, options)
-    if mixed and not options.allow_mixed:
-        parts = [f"{name} ({shorten(rows[name])})" for name in mixed]
-        raise UserError(
-            f"{label}: the rows differ in {listed(parts)}, which no axis of form {law.name!r} describes; select one, "
-            f"give each its own floor with groups={mixed}, name it in factors, or allow mixed rows"
-        )
+    mixed = _mixed_or_refused(rows, options, label)
     refuse_what_cannot_be_told_apart(rows, dropped, law, label)
     rows = rows.sort_values([axis.column for axis in law.axes], kind="stable")
     design = Design.of(rows, law, options.groups, options.factors)
@@ -100,29 +96,10 @@ def fit_joint(table: pd.DataFrame, options: JointOptions, *, label: str | None =
     weighted = problem
     if options.huber is not None:
         weighted, solution = reweighted(problem, solution, options.huber)
-    small = problem.num_points <= PROFILE_POINTS and len(design.law.exponents) <= PROFILE_EXPONENTS
-    profile: Profile | None = None
-    bootstrap: Bootstrap | None = None
-    clusters, clustered_by = clusters_of(rows, options)
-    if small and len(design.law.amplitudes) <= 5:
-        profile = Profile.of(weighted, solution, level=options.level)
-        intervals = profile.intervals()
-        method = f"{options.level:.0%} profile, F(1, {profile.noise.dof}) correction"
-    else:
-        bootstrap = Bootstrap.of(
-            weighted,
-            solution,
-            clusters=clusters,
-            clustered_by=clustered_by,
-            draws=options.draws,
-            level=options.level,
-            seed=options.seed,
-        )
-        intervals = bootstrap.intervals()
-        method = (
-            f"{options.level:.0%} wild bootstrap, {options.draws} draws (seed {options.seed}), Webb weights, "
-            f"{bootstrap.clusters} clusters: {bootstrap.clustered_by}"
-        )
+    profile, bootstrap, method = _uncertainty(weighted, solution, rows, options)
+    found = profile or bootstrap
+    assert found is not None
+    intervals = found.intervals()
     exponents, amplitudes = problem.stated(solution.exponents[None], solution.amplitudes[None])
     values = np.concatenate([amplitudes[0], exponents[0]])
     condition = conditioning(weighted, solution)
@@ -167,6 +144,45 @@ def fit_joint(table: pd.DataFrame, options: JointOptions, *, label: str | None =
         solution=solution,
         holdouts=evidence.holdouts,
     )
+
+
+def _mixed_or_refused(rows: pd.DataFrame, options: JointOptions, label: str) -> list[str]:
+    """The columns that nothing describes; raises `UserError` unless they are allowed to vary."""
+    law = options.law
+    mixed = mixed_in(rows, law, options.target, options)
+    if mixed and not options.allow_mixed:
+        parts = [f"{name} ({shorten(rows[name])})" for name in mixed]
+        raise UserError(
+            f"{label}: the rows differ in {listed(parts)}, which no axis of form {law.name!r} describes; select one, "
+            f"give each its own floor with groups={mixed}, name it in factors, or allow mixed rows"
+        )
+    return mixed
+
+
+def _uncertainty(
+    problem: Problem, solution: Solution, rows: pd.DataFrame, options: JointOptions
+) -> tuple[Profile | None, Bootstrap | None, str]:
+    """Profiles for few points and exponents, otherwise a bootstrap; and which, in words."""
+    law = problem.law
+    small = problem.num_points <= PROFILE_POINTS and len(law.exponents) <= PROFILE_EXPONENTS
+    if small and len(law.amplitudes) <= PROFILE_AMPLITUDES:
+        profile = Profile.of(problem, solution, level=options.level)
+        return profile, None, f"{options.level:.0%} profile, F(1, {profile.noise.dof}) correction"
+    clusters, clustered_by = clusters_of(rows, options)
+    bootstrap = Bootstrap.of(
+        problem,
+        solution,
+        clusters=clusters,
+        clustered_by=clustered_by,
+        draws=options.draws,
+        level=options.level,
+        seed=options.seed,
+    )
+    method = (
+        f"{options.level:.0%} wild bootstrap, {options.draws} draws (seed {options.seed}), Webb weights, "
+        f"{bootstrap.clusters} clusters: {bootstrap.clustered_by}"
+    )
+    return None, bootstrap, method
 
 
 def problem_of(rows: pd.DataFrame, design: Design, options: JointOptions, label: str) -> Problem:
