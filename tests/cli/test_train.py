@@ -161,7 +161,7 @@ def test_a_stopped_command_exits_with_143_and_says_how_to_go_on(tmp_path):
     process = subprocess.Popen(
         [*command, *TINY, *steps], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    while not list(tmp_path.glob("runs/default/*/metrics.jsonl")):
+    while not any('"step": 2' in path.read_text() for path in tmp_path.glob("runs/default/*/metrics.jsonl")):
         assert process.poll() is None, process.communicate()
         time.sleep(0.05)
     process.send_signal(signal.SIGTERM)

@@ -1,6 +1,5 @@
 """Runs that cannot finish say why, and the directory remembers it."""
 
-import resource
 from pathlib import Path
 
 import pytest
@@ -8,7 +7,6 @@ import torch
 from tests.training.conftest import start_process
 
 from patchscale.errors import RunFailed, UserError
-from patchscale.runs.record import RunDirectory
 from patchscale.training.loop import run_training
 
 
@@ -56,19 +54,12 @@ def test_poisoned_weights_are_found_in_the_checkpoint(make_run):
         run_training(run)
 
 
-def _train_in_little_memory(path, spare_bytes):
-    with Path("/proc/self/status").open(encoding="utf-8") as file:
-        used = next(int(line.split()[1]) * 1024 for line in file if line.startswith("VmSize"))
-    resource.setrlimit(resource.RLIMIT_AS, (used + spare_bytes, used + spare_bytes))
-    try:
-        run_training(RunDirectory(Path(path)))
-    except RunFailed as failure:
-        raise SystemExit(7 if failure.kind == "out_of_memory" else 8) from None
+def test_out_of_memory_comes_with_advice(make_run, monkeypatch):
+    monkeypatch.syspath_prepend(Path(__file__).parent)  # where the new process finds what it is to run
+    from little_memory import train_in_little_memory
 
-
-def test_out_of_memory_comes_with_advice(make_run):
     run = make_run("model.patch_size=1", "model.img_size=32", "training.batch_size=256", "training.steps=2")
-    process = start_process(_train_in_little_memory, str(run.path), 200 * 2**20)
+    process = start_process(train_in_little_memory, str(run.path), 200 * 2**20)
     process.join()
     assert process.exitcode == 7, run.status()
     status = run.status()

@@ -61,7 +61,7 @@ def test_frame_adds_up(name):
 @pytest.mark.parametrize(
     ("request_", "message"),
     [
-        ({"model": "qwen"}, "model='qwen' is not known"),
+        ({"model": "qwen"}, "vision-language model 'qwen' is not known"),
         ({"precision": "int3"}, "precision='int3' is not known"),
         ({"convention": "half"}, "convention='half' is not known"),
         ({"text_tokens": -1}, "text_tokens=-1: give at least 0"),
