@@ -81,6 +81,43 @@ def test_plain_numbers_as_json(call):
         assert not row["time"]["calibrated"]
 
 
+def test_what_does_not_fit_is_said(call):
+    arguments = ("cost", "vit_base", "--batch-size", "1,4096")
+    _, out, err = call(*arguments, "--device", "rtx4090")
+    small, large = tables(out)[0]
+    assert "fit" not in small["peak memory"]
+    assert large["peak memory"].endswith(" GiB, does not fit")
+    (line,) = [line for line in err.splitlines() if "fit" in line]
+    assert line.startswith("vit_base, patch 16 at 224 px, batch 4096: needs ")
+    assert line.endswith(" GiB, rtx4090 has 22.4 GiB: does not fit")
+    for device, expected in ((("--device", "RTX4090"), [True, False]), ((), [None, None])):
+        _, out, _ = call(*arguments, *device, "--json")
+        assert [row["fits"] for row in json.loads(out)["costs"]] == expected
+
+
+def test_activations_after_the_forward_pass(call):
+    _, out, _ = call("cost", "vit_base")
+    sizes = {row["memory"]: row for row in tables(out)[1]}
+    assert sizes["which is at"]["all kept"] == "optimizer step"
+    kept, again = (
+        float(sizes["activations after the forward pass"][column].removesuffix(" MiB"))
+        for column in ("all kept", "with checkpointing")
+    )
+    expected = estimate_cost("vit_base", patch_size=16, img_size=224).memory
+    assert kept == pytest.approx(expected.forward_activations_bytes / 2**20, rel=0.01)
+    assert 0 < again < kept / 4
+
+
+def test_the_assumption_is_there_in_numbers(call):
+    _, out, _ = call("cost", "adventurer_base", "--device", "h100", "--json")
+    (row,) = json.loads(out)["costs"]
+    per_s = row["assumed_mfu"] * row["peak_flops_per_s"]
+    assert row["time"]["step_time_s"] == pytest.approx(row["flops_train_per_image"] / per_s)
+    _, out, _ = call("cost", "adventurer_base", "--json")
+    (row,) = json.loads(out)["costs"]
+    assert (row["assumed_mfu"], row["peak_flops_per_s"]) == (None, None)
+
+
 def test_heads_count(call):
     _, out, _ = call(
         *("cost", "vit_tiny", "--task", "segmentation", "--head", "upernet", "--num-classes", 150, "--img-size", 512),
@@ -130,6 +167,11 @@ def test_calibration_is_kept_and_used(call, monkeypatch):
         (["vit_base", "--device", "h100", "--precision", "fp32"], "fp32 is not known"),
         (["vit_base", "--precision", "int8"], "--precision 'int8' is unknown"),
         (["vit_base", "--pos-embed", "rotary"], "--pos-embed 'rotary' is unknown"),
+        (["vit_base", "--infer", "--checkpointing", "--ema"], "leave out --checkpointing and --ema"),
+        (["vit_base", "--infer", "--micro-batch-size", 2], "leave out --micro-batch-size"),
+        (["vit_base", "--epochs", 1], "leave out --epochs"),
+        (["vit_base", "--calibrate"], "leave out a model"),
+        (["--calibrate", "--images", 10], "leave out --images"),
         (["vit_base", "--images", "imagenet"], "give --device"),
         (["vit_base", "--images", "all", "--device", "h100"], "images 'all'"),
         (["vit_base", "--images", "10", "--epochs", "0", "--device", "h100"], "--epochs 0"),

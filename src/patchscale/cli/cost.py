@@ -45,7 +45,7 @@ def cost(
     images: Annotated[
         str | None, typer.Option(help="Images of the data set, for hours: a number, imagenet, ade20k or coco.")
     ] = None,
-    epochs: Annotated[float, typer.Option(help="Passes over these images.")] = 1,
+    epochs: Annotated[float | None, typer.Option(help="Passes over these images. Default: 1.")] = None,
     calibrate: Annotated[
         bool, typer.Option("--calibrate", help="Measure this machine for a minute or two, and keep its profile.")
     ] = False,
@@ -63,6 +63,8 @@ def cost(
         _print_devices(json=json)
         return
     if calibrate:
+        ignored = {"a model": models or None, "--images": images, "--epochs": epochs}
+        _refuse("--calibrate measures steps of its own", ignored)
         _calibrate(device, precision, num_threads, json=json)
         return
     if not models:
@@ -71,7 +73,17 @@ def cost(
     from patchscale.costs.estimate import estimate_cost
     from patchscale.costs.workload import published_images
 
-    images_seen = None if images is None else round(published_images(images) * _positive("--epochs", epochs))
+    if not train:
+        of_training = {
+            "--checkpointing": checkpointing or None,
+            "--ema": ema or None,
+            "--micro-batch-size": micro_batch_size,
+        }
+        _refuse("--infer asks for a forward pass without gradients", of_training)
+    if images is None:
+        _refuse("epochs are passes over --images, which is not given", {"--epochs": epochs})
+    passes = 1 if epochs is None else _positive("--epochs", epochs)
+    images_seen = None if images is None else round(published_images(images) * passes)
     if images_seen is not None and device is None:
         raise UserError(f"--images {images}: hours need a device; give --device, such as --device h100")
     estimate = partial(
@@ -96,12 +108,13 @@ def cost(
     ]
     costs = [estimate(**setting, activation_checkpointing=checkpointing) for setting in settings]
     if json:
-        _print_json(costs, images_seen)
+        _print_json(costs, device, images_seen)
     elif len(costs) > 1:
-        _print_grid(costs, images_seen)
+        _print_grid(costs, device, images_seen)
     else:
         other = estimate(**settings[0], activation_checkpointing=not checkpointing) if train else None
         _print_parts(costs[0], other, images_seen)
+    _say_what_does_not_fit(costs, device)
 
 
 def _vision_model(name: str) -> str:
@@ -110,6 +123,13 @@ def _vision_model(name: str) -> str:
     if name in MODELS:
         raise UserError(f"{name!r} is a vision-language model; price it with `patchscale vlm {name}`")
     return name
+
+
+def _refuse(why: str, given: dict[str, Any]) -> None:
+    """Raise `UserError` if one of these options is not None: it would be ignored."""
+    names = [name for name, value in given.items() if value is not None]
+    if names:
+        raise UserError(f"{why}; leave out {' and '.join(names)}")
 
 
 def _one_of(option: str, given: str, allowed: tuple[str, ...]) -> Any:
@@ -124,13 +144,55 @@ def _positive(option: str, number: float) -> float:
     return number
 
 
-def _print_json(costs: list["Cost"], images_seen: int | None) -> None:
+def _device_memory_bytes(device: str | None) -> int | None:
+    """Stated memory of a named device; None for a CPU, a profile, or no device."""
+    from patchscale.costs.hardware import DEVICES
+
+    named = None if device is None else DEVICES.get(device.lower())
+    return None if named is None else named.memory_bytes
+
+
+def _fits(one: "Cost", device: str | None) -> bool | None:
+    memory = _device_memory_bytes(device)
+    return None if memory is None else one.memory.peak_bytes <= memory
+
+
+def _say_what_does_not_fit(costs: list["Cost"], device: str | None) -> None:
+    from patchscale.cli.measuring import say
+    from patchscale.reports.words import size_bytes
+    from patchscale.shapes import format_img_size
+
+    for one in costs:
+        if _fits(one, device) is False:
+            counts = one.counts
+            say(
+                f"{counts.model}, patch {counts.patch_size} at {format_img_size(counts.img_size)} px, batch "
+                f"{one.batch_size}: needs {size_bytes(one.memory.peak_bytes)}, {device} has "
+                f"{size_bytes(_device_memory_bytes(device))}: does not fit"
+            )
+
+
+def _assumption(one: "Cost", device: str | None) -> dict[str, float | None]:
+    """The numbers of an assumed time; None where it is calibrated, or none was asked for."""
+    from patchscale.costs.hardware import DEVICES
+    from patchscale.costs.time import ASSUMED_MFU
+
+    if device is None or one.time is None or one.time.calibrated:
+        return {"assumed_mfu": None, "peak_flops_per_s": None}
+    architecture = one.counts.shape.architecture if one.counts.shape is not None else "vit"
+    return {
+        "assumed_mfu": ASSUMED_MFU[architecture],
+        "peak_flops_per_s": DEVICES[device.lower()].peak_bf16_flops_per_s,
+    }
+
+
+def _print_json(costs: list["Cost"], device: str | None, images_seen: int | None) -> None:
     from patchscale.cli.output import print_json
     from patchscale.costs.estimate import CONVENTIONS
 
     rows = []
     for one in costs:
-        row = one.to_dict()
+        row = {**one.to_dict(), "fits": _fits(one, device), **_assumption(one, device)}
         if images_seen is not None:
             row |= {"images_seen": images_seen, "device_hours": one.device_hours(images_seen)}
         rows.append(row)
@@ -217,7 +279,11 @@ def _memory_rows(one: "Cost", other: "Cost | None") -> list[dict[str, str]]:
     ]
     peak = {column: size_bytes(each.memory.peak_bytes) for column, each in columns.items()}
     moment = {column: each.memory.peak_at for column, each in columns.items()}
-    return [*rows, {"memory": f"peak of a {_kind(one)}", **peak}, {"memory": "which is at", **moment}]
+    rows += [{"memory": f"peak of a {_kind(one)}", **peak}, {"memory": "which is at", **moment}]
+    if one.train:
+        forward = {column: size_bytes(each.memory.forward_activations_bytes) for column, each in columns.items()}
+        rows.append({"memory": "activations after the forward pass", **forward})
+    return rows
 
 
 def _seconds(seconds: float) -> str:
@@ -228,7 +294,7 @@ def _seconds(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{1000 * seconds:.3g} ms"
 
 
-def _print_grid(costs: list["Cost"], images_seen: int | None) -> None:
+def _print_grid(costs: list["Cost"], device: str | None, images_seen: int | None) -> None:
     from patchscale.cli.output import print_table
     from patchscale.reports.words import size_bytes
     from patchscale.shapes import format_img_size
@@ -245,7 +311,8 @@ def _print_grid(costs: list["Cost"], images_seen: int | None) -> None:
             "M backbone": f"{one.params_backbone / 1e6:.4g}",
             "GFLOPs": f"{one.flops_forward / 1e9:.4g}",
             "training GFLOPs": f"{one.flops_train / 1e9:.4g}",
-            "peak memory": size_bytes(one.memory.peak_bytes),
+            "peak memory": size_bytes(one.memory.peak_bytes)
+            + (", does not fit" if _fits(one, device) is False else ""),
         }
         if one.time is not None:
             row |= {"step time": _seconds(one.time.step_time_s), "images/s": f"{one.time.images_per_s:.4g}"}
@@ -304,8 +371,12 @@ def _calibrate(device: str | None, precision: str | None, num_threads: int | Non
     )
     say("errors are medians of |predicted / measured - 1|")
     say(f"beside its tensors a process needs {size_bytes(profile.memory_offset_bytes)}")
-    say(f"{profile.device_name}, {profile.precision}, {profile.num_threads} CPU threads -> {path}")
+    say(f"{profile.device_name}, {profile.precision}, {_threads(profile.num_threads)} -> {path}")
     say(f"use it with --device {profile.name}")
+
+
+def _threads(number: int) -> str:
+    return f"{number} CPU thread{'' if number == 1 else 's'}"
 
 
 def _print_devices(*, json: bool) -> None:

@@ -20,7 +20,7 @@ workspaces of libraries, data sets held in memory, loader processes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from patchscale.costs.activations import FLOAT32, Activations, Precision, activations
 from patchscale.costs.counts import Counts
@@ -55,6 +55,13 @@ class Memory:
     """Which moment it is."""
     moments: Mapping[str, int]
     """Bytes of every moment, all parts together."""
+    activations_at: Mapping[str, int] = field(default_factory=dict)
+    """`activations` of every moment."""
+
+    @property
+    def forward_activations_bytes(self) -> int | None:
+        """What the forward pass of a training step leaves for its backward pass, in bytes; None at inference."""
+        return self.activations_at.get("end of forward")
 
     @property
     def peak_bytes(self) -> int:
@@ -199,6 +206,7 @@ def _at_the_peak(moments: dict[str, _Moment], **throughout: int) -> Memory:
         workspace=peak.workspace,
         peak_at=name,
         moments={each: always + moment.total for each, moment in moments.items()},
+        activations_at={each: moment.activations for each, moment in moments.items()},
     )
 
 
