@@ -54,8 +54,31 @@ def test_the_largest_image_holds_its_budgets_and_one_cap_more_does_not(call):
 def test_the_largest_image_in_words(call):
     _, out, err = call("vlm", "internvl3-8b", "--max-latency-s", 0.2, "--device", "rtx4090")
     assert out.startswith("model\tas seen\t")
-    assert "latency_s" in out
+    assert out.splitlines()[0].split("\t")[-2:] == ["limited by", "first token, s"]
+    assert out.splitlines()[1].split("\t")[-2] == "time to the first token"
     assert "max_dynamic_patch=1" in err
+
+
+def test_json_says_what_is_counted(call):
+    for asked in ((), ("--max-memory-gib", 24)):
+        _, out, _ = call("vlm", "qwen2.5-vl-7b", *asked, "--json")
+        assert json.loads(out)["conventions"]["flops"].startswith("2 x MACs")
+
+
+def test_quantized_weights_do_not_make_arithmetic_faster(call):
+    request = ("vlm", "qwen2.5-vl-7b", "--device", "h100")
+    _, plain, said = call(*request)
+    assert "quantized" not in said
+    _, quantized, said = call(*request, "--weight-bytes-per-param", 0.5)
+    assert plain.split("\t")[-1] == quantized.split("\t")[-1]
+    assert "arithmetic with quantized weights is taken to be bf16" in said
+
+
+def test_no_device_of_these_models_asks_for_calibration(call):
+    for device in ("cpu", "my-profile"):
+        _, _, err = call("vlm", "qwen2.5-vl-7b", "--device", device)
+        assert "calibrat" not in err
+        assert "h100" in err
 
 
 def test_models_are_listed(call):
@@ -74,6 +97,22 @@ def test_models_are_listed(call):
         (["qwen2.5-vl-7b", "--device", "cpu"], "nothing can be assumed"),
         (["qwen2.5-vl-7b", "--device", "h1000"], "device 'h1000' is not known"),
         (["qwen2.5-vl-7b", "--max-memory-gib", 4], "give more, or take a smaller model"),
+        (["qwen2.5-vl-7b", "--max-memory-gib", 4], "GiB (--max-memory-gib 4)"),
+        (
+            ["qwen2.5-vl-7b", "--max-latency-s", 1e-6, "--device", "h100"],
+            "s to the first token (--max-latency-s 1e-06)",
+        ),
+        (["qwen2.5-vl-7b", "--max-memory-gib", "nan"], "--max-memory-gib nan: give a finite number above 0"),
+        (["qwen2.5-vl-7b", "--max-latency-s", "inf", "--device", "h100"], "--max-latency-s inf: give"),
+        (["qwen2.5-vl-7b", "--max-memory-gib", 0], "--max-memory-gib 0: give"),
+        (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--aspect-ratio", 2000], "--aspect-ratio 2000: give"),
+        (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--aspect-ratio", "nan"], "from 0.001 to 1000"),
+        (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--num-images", 0], "--num-images 0"),
+        (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--img-size", "448"], "--img-size: with"),
+        (["qwen2.5-vl-7b", "--aspect-ratio", 1], "--aspect-ratio is that of"),
+        (["qwen2.5-vl-7b", "--weight-bytes-per-param", "nan"], "--weight-bytes-per-param nan: give"),
+        (["qwen2.5-vl-7b", "--device", "h100", "--precision", "fp32"], "fp32 is not known"),
+        (["qwen2.5-vl-7b", "--max-latency-s", 1, "--device", "h100", "--precision", "fp32"], "fp32 is not known"),
         (["qwen2.5-vl-7b", "--precision", "int3"], "precision='int3' is not known"),
     ],
 )

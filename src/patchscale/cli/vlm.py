@@ -1,5 +1,6 @@
 """`patchscale vlm`: what images cost a vision-language model, and the largest image for a budget."""
 
+from math import inf
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,10 +9,12 @@ from patchscale.errors import UserError
 
 if TYPE_CHECKING:
     from patchscale.costs.vision_language.estimate import VisionLanguageCost
-    from patchscale.costs.vision_language.inverse import LargestImage
+    from patchscale.costs.vision_language.inverse import BudgetTooSmallError, LargestImage
     from patchscale.costs.vision_language.time import FirstTokenTime
 
 GIB = 2**30
+BUDGETS = {"memory_bytes": "memory", "latency_s": "time to the first token"}
+"""What limits an image, in words."""
 
 
 def vlm(
@@ -19,8 +22,9 @@ def vlm(
         list[str] | None, typer.Argument(metavar="MODEL...", help="Names such as qwen2.5-vl-7b; see --list-models.")
     ] = None,
     img_size: Annotated[
-        str, typer.Option(help="Height x width of the image in pixels, separated by commas: 1080x1920,448.")
-    ] = "1024x1024",
+        str | None,
+        typer.Option(help="Height x width of the image in pixels, separated by commas: 1080x1920,448. Default: 1024."),
+    ] = None,
     num_images: Annotated[int, typer.Option(min=0, help="Images of a request.")] = 1,
     text_tokens: Annotated[int, typer.Option(min=0, help="Text tokens of a request.")] = 64,
     new_tokens: Annotated[int, typer.Option(min=0, help="Tokens to be generated: room in the cache.")] = 0,
@@ -38,7 +42,9 @@ def vlm(
     max_latency_s: Annotated[
         float | None, typer.Option(help="Ask for the largest image with this time to the first token on --device.")
     ] = None,
-    aspect_ratio: Annotated[float, typer.Option(help="Width over height of the largest image.")] = 1.0,
+    aspect_ratio: Annotated[
+        float | None, typer.Option(help="Width over height of the largest image, 0.001 to 1000. Default: 1.")
+    ] = None,
     list_models: Annotated[bool, typer.Option("--list-models", help="Show the models and their image rules.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print as JSON, in plain units.")] = False,
 ) -> None:
@@ -47,6 +53,7 @@ def vlm(
     Token counts equal those of the models' own processors. FLOPs are 2 x MACs, from the images to the first new token.
     The time is the FLOPs at an assumed share of the device's peak. No torch is needed.
     """
+    from patchscale.costs.vision_language.inverse import MAX_ASPECT_RATIO, BudgetTooSmallError
     from patchscale.costs.vision_language.models import get_model
 
     if list_models:
@@ -54,6 +61,7 @@ def vlm(
         return
     if not models:
         raise UserError("name at least one model, such as `patchscale vlm qwen2.5-vl-7b`; --list-models shows all")
+    _check_range("--weight-bytes-per-param", weight_bytes_per_param, 0, inf)
     chosen = [get_model(name) for name in models]
     request: dict[str, Any] = {
         "num_images": num_images,
@@ -64,16 +72,52 @@ def vlm(
         "weight_bytes_per_param": weight_bytes_per_param,
     }
     if max_memory_gib is None and max_latency_s is None:
-        _price(chosen, img_size, request, device, json=json)
-    else:
-        _largest(chosen, request, device, max_memory_gib, max_latency_s, aspect_ratio, json=json)
+        if aspect_ratio is not None:
+            raise UserError("--aspect-ratio is that of the largest image for --max-memory-gib or --max-latency-s")
+        _price(chosen, img_size or "1024x1024", request, device, json=json)
+        return
+    if img_size is not None:
+        raise UserError(
+            "--img-size: with --max-memory-gib or --max-latency-s the image size is the answer; leave it out"
+        )
+    if num_images < 1:
+        raise UserError(f"--num-images {num_images}: the largest image for a budget needs at least 1")
+    _check_range("--max-memory-gib", max_memory_gib, 0, inf)
+    _check_range("--max-latency-s", max_latency_s, 0, inf)
+    _check_range("--aspect-ratio", aspect_ratio, 1 / MAX_ASPECT_RATIO, MAX_ASPECT_RATIO)
+    if max_latency_s is not None and device is None:
+        raise UserError(f"--max-latency-s {max_latency_s:g}: give the --device, such as --device h100")
+    ratio = 1.0 if aspect_ratio is None else aspect_ratio
+    try:
+        _largest(chosen, request, device, max_memory_gib, max_latency_s, ratio, json=json)
+    except BudgetTooSmallError as error:
+        raise UserError(_too_small(error)) from None
+
+
+def _check_range(option: str, number: float | None, least: float, most: float) -> None:
+    """Raise `UserError` unless the number is in the range; least 0 and most inf are themselves outside."""
+    if number is None or (least <= number <= most and 0 < number < inf):
+        return
+    allowed = "a finite number above 0" if most == inf else f"width / height, from {least:g} to {most:g}"
+    raise UserError(f"{option} {number:g}: give {allowed}")
+
+
+def _too_small(error: "BudgetTooSmallError") -> str:
+    from patchscale.costs.vision_language.inverse import ADVICE
+
+    in_words = {
+        "memory_bytes": lambda needed, given: f"{needed / GIB:.4g} GiB (--max-memory-gib {given / GIB:g})",
+        "latency_s": lambda needed, given: f"{needed:.3g} s to the first token (--max-latency-s {given:g})",
+    }
+    needs = " and ".join(in_words[name](*both) for name, both in error.needs.items())
+    return f"{error.smallest}, needs {needs}; {ADVICE}"
 
 
 def _price(chosen: list[Any], img_size: str, request: dict[str, Any], device: str | None, *, json: bool) -> None:
     from patchscale.cli.lists import listed_img_sizes
     from patchscale.cli.measuring import say
     from patchscale.cli.output import print_json, print_table
-    from patchscale.costs.vision_language.estimate import estimate_vision_language_cost
+    from patchscale.costs.vision_language.estimate import CONVENTIONS, estimate_vision_language_cost
     from patchscale.costs.vision_language.time import first_token_time
 
     costs = [
@@ -83,16 +127,17 @@ def _price(chosen: list[Any], img_size: str, request: dict[str, Any], device: st
     ]
     times = [None if device is None else first_token_time(one, device) for one in costs]
     if json:
-        print_json({"costs": [_as_dict(one, time) for one, time in zip(costs, times, strict=True)]})
+        rows = [_as_dict(one, time) for one, time in zip(costs, times, strict=True)]
+        print_json({"costs": rows, "conventions": CONVENTIONS})
         return
     if len(costs) == 1:
         print_table(_part_rows(costs[0]))
         print()
-    rows = [_row(one) for one in costs]
-    for row, time in zip(rows, times, strict=True):
+    table = [_row(one) for one in costs]
+    for row, time in zip(table, times, strict=True):
         if time is not None:
             row["first token, s"] = f"{time.seconds:.3g}"
-    print_table(rows)
+    print_table(table)
     _say_conventions()
     for one in costs:
         if one.visual.note:
@@ -113,11 +158,9 @@ def _largest(
 ) -> None:
     from patchscale.cli.measuring import say
     from patchscale.cli.output import print_json, print_table
+    from patchscale.costs.vision_language.estimate import CONVENTIONS
     from patchscale.costs.vision_language.inverse import largest_image
     from patchscale.costs.vision_language.time import first_token_time
-
-    if max_latency_s is not None and device is None:
-        raise UserError(f"--max-latency-s {max_latency_s:g}: give the --device, such as --device h100")
 
     def seconds(one: "VisionLanguageCost") -> float:
         assert device is not None
@@ -136,9 +179,12 @@ def _largest(
     ]
     if json:
         times = [None if device is None else first_token_time(one.cost, device) for one in found]
-        print_json({"largest": [_largest_dict(one, time) for one, time in zip(found, times, strict=True)]})
+        answers = [_largest_dict(one, time) for one, time in zip(found, times, strict=True)]
+        print_json({"largest": answers, "conventions": CONVENTIONS})
         return
-    rows = [{**_row(one.cost), "limited by": " and ".join(one.binds)} for one in found]
+    rows = [
+        {**_row(one.cost), "limited by": " and ".join(BUDGETS.get(name, name) for name in one.binds)} for one in found
+    ]
     for row, one in zip(rows, found, strict=True):
         del row["image"]  # a picture larger than any budget
         if device is not None:

@@ -113,6 +113,10 @@ def test_the_tightest_budget_binds():
         ({"memory_bytes": 1e9}, "the smallest image of qwen2-vl-7b, 56x56, needs memory_bytes=1.66"),
         ({"memory_bytes": 8e10, "aspect_ratio": 0}, "aspect_ratio=0"),
         ({"memory_bytes": 8e10, "aspect_ratio": 300}, "longer than 200:1"),
+        ({"memory_bytes": 8e10, "aspect_ratio": 1001}, "from 0.001 to 1000"),
+        ({"memory_bytes": 8e10, "num_images": 0}, "num_images=0: the largest image needs at least 1"),
+        ({"memory_bytes": float("nan")}, "memory_bytes=nan: give a finite number above 0"),
+        ({"memory_bytes": 8e10, "weight_bytes_per_param": float("nan")}, "weight_bytes_per_param=nan"),
         ({"memory_bytes": 8e10, "batch_size": 0}, "batch_size=0: give at least 1"),
     ],
 )

@@ -1,6 +1,7 @@
 """`estimate_vision_language_cost`: from a model and an image size to tokens, parameters, multiply-adds and memory."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING
 
 from patchscale.costs.vision_language.encoders import encoder_macs, encoder_params, projector_macs, projector_params
@@ -12,6 +13,15 @@ from patchscale.errors import UserError
 
 if TYPE_CHECKING:
     import pandas as pd
+
+CONVENTIONS = {
+    "flops": "2 x MACs of one request; flops_prefill goes from its images to its first new token",
+    "macs": "multiply-adds of matrix products and convolutions; norms, activations, softmax and sums are not counted",
+    "attention_counted": "full: every pair of tokens in the language model, as plain kernels do; causal: half of them",
+    "tokens": "as the processors of the models count them; encoder_tokens are patches of one image, padding included",
+    "memory": "bytes of tensors of the whole batch, without gradients; the process itself is not counted",
+    "first_token_s": "assumed: FLOPs of the batch over a share of the device's stated bf16 peak",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,9 +128,9 @@ def estimate_vision_language_cost(
         raise UserError(f"precision={precision!r} is not known; choose one of {', '.join(BYTES)}")
     if convention not in ("full", "causal"):
         raise UserError(f"convention={convention!r} is not known; choose full or causal")
-    if weight_bytes_per_param is not None and weight_bytes_per_param <= 0:
+    if weight_bytes_per_param is not None and not 0 < weight_bytes_per_param < inf:
         raise UserError(
-            f"weight_bytes_per_param={weight_bytes_per_param}: give more than 0, for example 0.5 for 4 bits"
+            f"weight_bytes_per_param={weight_bytes_per_param}: give more than 0, and finite, for example 0.5 for 4 bits"
         )
     visual = chosen.image_rule.count(img_size)
     tokens = num_images * visual.llm_tokens + text_tokens

@@ -4,6 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from math import inf
 from typing import Any
 
 from patchscale.costs.vision_language.estimate import VisionLanguageCost, estimate_vision_language_cost
@@ -14,11 +15,29 @@ from patchscale.errors import UserError
 LONG_SIDE = 2**18
 """Pixels of the picture that is shrunk under every cap; so large that the cap alone decides."""
 
+MAX_ASPECT_RATIO = 1000
+"""Of the longer side to the shorter: the picture above is given as a ratio of two numbers up to this."""
+
+ADVICE = "give more, or take a smaller model, fewer images or fewer bytes per weight"
+
+
+class BudgetTooSmallError(UserError):
+    """Not even the smallest image fits."""
+
+    def __init__(self, message: str, *, smallest: str, needs: dict[str, tuple[float, float]]):
+        super().__init__(message)
+        self.smallest = smallest
+        """Model and size of the smallest image."""
+        self.needs = needs
+        """(what it needs, what was given) by budget."""
+
 
 def huge_picture(aspect_ratio: float) -> tuple[int, int]:
     """(height, width) with exactly that ratio of width to height, if it is one of two numbers up to 1,000."""
-    if not 0 < aspect_ratio < LONG_SIDE:
-        raise UserError(f"aspect_ratio={aspect_ratio}: give width / height, more than 0")
+    if not 1 / MAX_ASPECT_RATIO <= aspect_ratio <= MAX_ASPECT_RATIO:
+        raise UserError(
+            f"aspect_ratio={aspect_ratio}: give width / height, from {1 / MAX_ASPECT_RATIO} to {MAX_ASPECT_RATIO}"
+        )
     if aspect_ratio < 1:
         return huge_picture(1 / aspect_ratio)[::-1]
     ratio = Fraction(aspect_ratio).limit_denominator(1000)
@@ -72,8 +91,11 @@ def largest_image(
     token of the batch, by `seconds(cost)` or at `flops_per_s`. `request` is passed to `estimate_vision_language_cost`
     (num_images, text_tokens, batch_size, ...).
     Exact: cost never falls as the cap rises, so bisecting all caps finds the last one that fits.
-    Raises `UserError` without a budget, and if the smallest image does not fit.
+    Raises `UserError` without a budget or an image, for a budget that is not a finite number above 0, and
+    `BudgetTooSmallError` if the smallest image does not fit.
     """
+    if request.get("num_images", 1) < 1:
+        raise UserError(f"num_images={request['num_images']}: the largest image needs at least 1")
     chosen = get_model(model) if isinstance(model, str) else model
     budgets = _budgets(memory_bytes, prefill_flops, latency_s, flops_per_s, seconds)
     picture = huge_picture(aspect_ratio)
@@ -89,7 +111,7 @@ def largest_image(
 
     too_large = bisect_left(range(len(caps)), True, key=lambda index: bool(exceeded(index)))
     if too_large == 0:
-        raise UserError(_too_small(cost_at(0), exceeded(0), budgets))
+        raise _too_small(cost_at(0), exceeded(0), budgets)
     size = cost_at(too_large - 1).visual.resized
     area = size[0] * size[1]
     first = bisect_left(
@@ -128,15 +150,17 @@ def _budgets(
             budgets["latency_s"] = (latency_s, lambda cost: cost.batch_size * cost.flops_prefill / speed)
         elif seconds is not None:
             budgets["latency_s"] = (latency_s, seconds)
+    for name, (limit, _) in budgets.items():
+        if not 0 < limit < inf:
+            raise UserError(f"{name}={limit}: give a finite number above 0")
     if not budgets:
         raise UserError("no budget is given: give memory_bytes, prefill_flops or latency_s")
     return budgets
 
 
-def _too_small(cost: VisionLanguageCost, exceeded: tuple[str, ...], budgets: _Budgets) -> str:
+def _too_small(cost: VisionLanguageCost, exceeded: tuple[str, ...], budgets: _Budgets) -> BudgetTooSmallError:
     height, width = cost.visual.resized
-    needs = " and ".join(f"{name}={budgets[name][1](cost):.4g} (given {budgets[name][0]:.4g})" for name in exceeded)
-    return (
-        f"the smallest image of {cost.model.name}, {height}x{width}, needs {needs}; give more, "
-        "or take a smaller model, fewer images or fewer bytes per weight"
-    )
+    smallest = f"the smallest image of {cost.model.name}, {height}x{width}"
+    both = {name: (budgets[name][1](cost), budgets[name][0]) for name in exceeded}
+    needs = " and ".join(f"{name}={needed:.4g} (given {given:.4g})" for name, (needed, given) in both.items())
+    return BudgetTooSmallError(f"{smallest}, needs {needs}; {ADVICE}", smallest=smallest, needs=both)
