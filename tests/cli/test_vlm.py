@@ -107,6 +107,7 @@ def test_models_are_listed(call):
         (["qwen2.5-vl-7b", "--max-memory-gib", 0], "--max-memory-gib 0: give"),
         (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--aspect-ratio", 2000], "--aspect-ratio 2000: give"),
         (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--aspect-ratio", "nan"], "from 0.001 to 1000"),
+        (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--aspect-ratio", 300], "--aspect-ratio 300 is not one for qwen2.5"),
         (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--num-images", 0], "--num-images 0"),
         (["qwen2.5-vl-7b", "--max-memory-gib", 24, "--img-size", "448"], "--img-size: with"),
         (["qwen2.5-vl-7b", "--aspect-ratio", 1], "--aspect-ratio is that of"),

@@ -53,7 +53,7 @@ def vlm(
     Token counts equal those of the models' own processors. FLOPs are 2 x MACs, from the images to the first new token.
     The time is the FLOPs at an assumed share of the device's peak. No torch is needed.
     """
-    from patchscale.costs.vision_language.inverse import MAX_ASPECT_RATIO, BudgetTooSmallError
+    from patchscale.costs.vision_language.inverse import MAX_ASPECT_RATIO, BudgetTooSmallError, huge_picture
     from patchscale.costs.vision_language.models import get_model
 
     if list_models:
@@ -88,6 +88,11 @@ def vlm(
     if max_latency_s is not None and device is None:
         raise UserError(f"--max-latency-s {max_latency_s:g}: give the --device, such as --device h100")
     ratio = 1.0 if aspect_ratio is None else aspect_ratio
+    for model in chosen:
+        try:
+            model.image_rule.count(huge_picture(ratio))
+        except UserError as error:
+            raise UserError(f"--aspect-ratio {ratio:g} is not one for {model.name}: {error}") from None
     try:
         _largest(chosen, request, device, max_memory_gib, max_latency_s, ratio, json=json)
     except BudgetTooSmallError as error:
