@@ -15,6 +15,7 @@ from patchscale.costs.profile import (
     save_profile,
 )
 from patchscale.costs.roofline import OVERLAP, TERMS, USUAL, Speeds, executed_macs, fit_speeds, step_work
+from patchscale.costs.time import step_time
 from patchscale.errors import UserError
 
 # model, img_size, patch_size, batch_size
@@ -234,3 +235,13 @@ def test_a_folder_that_cannot_be_written_is_said(profile, tmp_path, monkeypatch)
     monkeypatch.setenv("PATCHSCALE_CONFIG_DIR", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot be written"):
         save_profile(profile)
+
+
+def test_a_damaged_profile_stands_in_no_other_devices_way():
+    folder = profiles_folder()
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "broken.json").write_text('{"format": 1, "train": {"seconds": 3}}')
+    counts = count("vit_tiny", patch_size=16, img_size=224)
+    assert not step_time(counts, device="h100").calibrated
+    with pytest.raises(UserError, match=r"broken\.json cannot be read"):
+        step_time(counts, device="broken")

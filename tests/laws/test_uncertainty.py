@@ -1,7 +1,9 @@
 import lmfit
 import numpy as np
+import pandas as pd
 import pytest
 
+from patchscale.laws.fit import fit_law
 from patchscale.laws.uncertainty import Profile, conditioning
 from patchscale.laws.varpro import solve
 from patchscale.published_tables.tables import published
@@ -174,3 +176,13 @@ def test_conditioning_names_what_trades_off(planted):
     assert found.condition_number < 30
     assert np.allclose(np.diag(found.correlation), 1)
     assert found.correlation[1, 2] < -0.9
+
+
+def test_the_interval_of_a_length_is_in_its_own_unit():
+    patch_sizes = np.array([32, 24, 16, 12, 8, 6, 4, 3, 2, 1], dtype=float)
+    noise = 0.003 * np.random.default_rng(0).standard_normal(len(patch_sizes))
+    losses = (0.2 + 0.004 * (patch_sizes + 2.0) ** 1.5) * (1 + noise)
+    fit = fit_law(pd.DataFrame({"patch_size": patch_sizes, "test_loss": losses}), form="shifted", target="loss")
+    p0 = fit.parameters["p0"]
+    assert p0.low < p0.value < p0.high
+    assert p0.low < 2.0 < p0.high

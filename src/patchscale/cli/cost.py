@@ -394,7 +394,10 @@ def _print_devices(*, json: bool) -> None:
         for named in DEVICES.values()
     ]
     for name in list_profiles():
-        profile = load_profile(name)
-        about = f"calibrated {profile.date}: {profile.device_name}, {profile.precision}"
+        try:
+            profile = load_profile(name)
+            about = f"calibrated {profile.date}: {profile.device_name}, {profile.precision}"
+        except UserError as damaged:
+            about = str(damaged)
         rows.append({"device": name, "peak_bf16_tflops_per_s": None, "memory_gb": None, "source": about})
     print_json(rows) if json else print_table(rows)

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -90,9 +91,18 @@ def load_profile(name: str) -> DeviceProfile:
     path = profiles_folder() / f"{name}.json"
     try:
         return _read(name, json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error).partition("\n")[0]
         raise UserError(f"profile {path} cannot be read ({reason}); remove it, or {_CALIBRATE}") from None
+
+
+def readable_profiles() -> list[DeviceProfile]:
+    """All stored profiles but the damaged ones, which `load_profile` refuses when they are asked for by name."""
+    found = []
+    for name in list_profiles():
+        with suppress(UserError):
+            found.append(load_profile(name))
+    return found
 
 
 _CALIBRATE = "run patchscale cost --calibrate"

@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from patchscale.costs.counts import Counts
 from patchscale.costs.hardware import NamedDevice, is_a, named_device
-from patchscale.costs.profile import DeviceProfile, list_profiles, load_profile
+from patchscale.costs.profile import DeviceProfile, list_profiles, load_profile, readable_profiles
 from patchscale.costs.roofline import executed_macs, step_work
 from patchscale.errors import UserError
 
@@ -111,7 +111,7 @@ def find_device(
     if device in stored:
         return load_profile(device)
     named = named_device(device, also=stored)
-    profiles = [profile for profile in map(load_profile, stored) if _is_of(profile, named)]
+    profiles = [profile for profile in readable_profiles() if _is_of(profile, named)]
     fitting = [profile for profile in profiles if precision in (None, profile.precision)]
     if profiles and not fitting and named.peak_bf16_flops_per_s is None:
         fitting = profiles  # their precision is refused in words
@@ -165,7 +165,7 @@ def _assumed_words(named: NamedDevice, mfu: float, *, train: bool, counted: bool
     ]
     if beyond:
         words += f"; assumed to hold for {' and '.join(beyond)} too"
-    return words + "; not measured on this device"
+    return words + "; not measured on this device; small steps, which do not fill it, take longer"
 
 
 def _calibrated_words(profile: DeviceProfile, *, train: bool, num_threads: int | None) -> str:

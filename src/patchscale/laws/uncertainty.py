@@ -50,6 +50,11 @@ class Interval:
         high = f">{self.searched[1]:.3g}" if self.high_open else f"{self.high:.3g}"
         return f"[{low}, {high}]"
 
+    def times(self, unit: float) -> "Interval":
+        """The same in another unit."""
+        searched = (unit * self.searched[0], unit * self.searched[1])
+        return Interval(unit * self.low, unit * self.high, self.low_open, self.high_open, searched)
+
     @classmethod
     def between(cls, low: float, high: float, *, low_open: bool, high_open: bool) -> "Interval":
         """The interval whose ends were found at `low` and `high`."""
@@ -273,7 +278,10 @@ class Profile:
             name: linear_interval(self.problem, self.exponents, self.edge, amplitude_direction(self.problem, i))
             for i, name in enumerate(law.amplitudes)
         }
-        return found | {e.name: interval for e, interval in zip(law.exponents, self.exponents, strict=True)}
+        stated, _ = self.problem.stated(self.solution.exponents[None], self.solution.amplitudes[None])
+        units = stated[0] / self.solution.exponents  # 1, but for those that are lengths or counts
+        exponents = zip(law.exponents, self.exponents, units, strict=True)
+        return found | {e.name: interval.times(float(unit)) for e, interval, unit in exponents}
 
     def predict(self, axes: Axes) -> float:
         """The law's value at one place on the axes."""

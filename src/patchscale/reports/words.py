@@ -3,14 +3,14 @@
 import math
 from typing import Any
 
-import pandas as pd
-
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def missing(value: Any) -> bool:
     """Whether a cell of a table is empty."""
-    return value is None or value is pd.NA or value is pd.NaT or (isinstance(value, float) and math.isnan(value))
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return True
+    return type(value).__name__ in ("NAType", "NaTType")  # of pandas, which takes a second to import
 
 
 def number(value: Any, digits: int = 4) -> str:

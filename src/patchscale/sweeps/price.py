@@ -4,6 +4,7 @@ from functools import partial
 
 from patchscale.config import RunConfig
 from patchscale.costs.estimate import Cost, estimate_cost
+from patchscale.costs.hardware import DEVICES, is_a
 from patchscale.costs.memory import MEMORY_SHARE
 from patchscale.costs.profile import DeviceProfile
 from patchscale.costs.time import find_device
@@ -45,5 +46,10 @@ def _micro_batch_size(config: RunConfig) -> int | None:
 
 
 def _memory_bytes(device: str) -> int | None:
+    """Of a named device, or of the one that a profile is of."""
     found = find_device(device)
-    return None if isinstance(found, DeviceProfile) else found.memory_bytes
+    if not isinstance(found, DeviceProfile):
+        return found.memory_bytes
+    kinds = [named.memory_bytes for named in DEVICES.values() if is_a(found.device_name, named) and named.memory_bytes]
+    printed = [memory for memory in kinds if f"{memory // 10**9}GB" in found.device_name.replace(" ", "")]
+    return next(iter(printed or kinds), None)
