@@ -15,7 +15,7 @@ from patchscale.costs.profile import (
     save_profile,
 )
 from patchscale.costs.roofline import OVERLAP, TERMS, USUAL, Speeds, executed_macs, fit_speeds, step_work
-from patchscale.costs.time import step_time
+from patchscale.costs.time import device_memory_bytes, step_time
 from patchscale.errors import UserError
 
 # model, img_size, patch_size, batch_size
@@ -245,3 +245,12 @@ def test_a_damaged_profile_stands_in_no_other_devices_way():
     assert not step_time(counts, device="h100").calibrated
     with pytest.raises(UserError, match=r"broken\.json cannot be read"):
         step_time(counts, device="broken")
+
+
+@pytest.mark.parametrize(
+    ("device_name", "memory_gb"),
+    [("NVIDIA H100 80GB HBM3", 80), ("NVIDIA A100-SXM4-40GB", 40), ("NVIDIA GeForce RTX 4090", 24), ("Some CPU", None)],
+)
+def test_a_profiled_device_has_the_memory_of_its_kind(profile, device_name, memory_gb):
+    expected = None if memory_gb is None else memory_gb * 10**9
+    assert device_memory_bytes(replace(profile, device_name=device_name)) == expected

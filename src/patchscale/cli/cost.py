@@ -144,31 +144,26 @@ def _positive(option: str, number: float) -> float:
     return number
 
 
-def _device_memory_bytes(device: str | None) -> int | None:
-    """Stated memory of a named device; None for a CPU, a profile, or no device."""
-    from patchscale.costs.hardware import DEVICES
-
-    named = None if device is None else DEVICES.get(device.lower())
-    return None if named is None else named.memory_bytes
-
-
 def _fits(one: "Cost", device: str | None) -> bool | None:
-    memory = _device_memory_bytes(device)
+    from patchscale.costs.time import device_memory_bytes
+
+    memory = None if device is None else device_memory_bytes(device)
     return None if memory is None else one.memory.peak_bytes <= memory
 
 
 def _say_what_does_not_fit(costs: list["Cost"], device: str | None) -> None:
     from patchscale.cli.measuring import say
+    from patchscale.costs.time import device_memory_bytes
     from patchscale.reports.words import size_bytes
     from patchscale.shapes import format_img_size
 
     for one in costs:
-        if _fits(one, device) is False:
+        if device is not None and _fits(one, device) is False:
             counts = one.counts
             say(
                 f"{counts.model}, patch {counts.patch_size} at {format_img_size(counts.img_size)} px, batch "
                 f"{one.batch_size}: needs {size_bytes(one.memory.peak_bytes)}, {device} has "
-                f"{size_bytes(_device_memory_bytes(device))}: does not fit"
+                f"{size_bytes(device_memory_bytes(device))}: does not fit"
             )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from patchscale.costs.counts import Counts
-from patchscale.costs.hardware import NamedDevice, is_a, named_device
+from patchscale.costs.hardware import DEVICES, NamedDevice, is_a, named_device
 from patchscale.costs.profile import DeviceProfile, list_profiles, load_profile, readable_profiles
 from patchscale.costs.roofline import executed_macs, step_work
 from patchscale.errors import UserError
@@ -118,6 +118,16 @@ def find_device(
     if not fitting:
         return named
     return max(fitting, key=lambda profile: (profile.num_threads == num_threads, profile.date))
+
+
+def device_memory_bytes(device: str | DeviceProfile) -> int | None:
+    """Stated memory of a named device, or of the one that a profile is of; None for a CPU. Raises as `find_device`."""
+    found = find_device(device)
+    if not isinstance(found, DeviceProfile):
+        return found.memory_bytes
+    kinds = [named.memory_bytes for named in DEVICES.values() if is_a(found.device_name, named) and named.memory_bytes]
+    printed = [memory for memory in kinds if f"{memory // 10**9}GB" in found.device_name.replace(" ", "")]
+    return next(iter(printed or kinds), None)
 
 
 def run_hours(time: StepTime, *, images: int) -> float:

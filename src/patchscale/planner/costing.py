@@ -65,6 +65,7 @@ def find_device(name: str) -> Device:
         precision=cast(Precision, found.precision),
         kind=found.device,
         num_threads=found.num_threads,
+        memory_bytes=time.device_memory_bytes(found),
     )
 
 

@@ -4,10 +4,8 @@ from functools import partial
 
 from patchscale.config import RunConfig
 from patchscale.costs.estimate import Cost, estimate_cost
-from patchscale.costs.hardware import DEVICES, is_a
 from patchscale.costs.memory import MEMORY_SHARE
-from patchscale.costs.profile import DeviceProfile
-from patchscale.costs.time import find_device
+from patchscale.costs.time import device_memory_bytes
 from patchscale.sweeps.plan import PlannedRun
 
 
@@ -34,7 +32,7 @@ def price(item: PlannedRun, device: str | None) -> Cost:
     )
     chosen = config.execution.activation_checkpointing
     cost = estimate(activation_checkpointing=chosen == "on")
-    limit = None if device is None else _memory_bytes(device)
+    limit = None if device is None else device_memory_bytes(device)
     if chosen == "auto" and limit is not None and cost.memory.peak_bytes > MEMORY_SHARE * limit:
         return estimate(activation_checkpointing=True)
     return cost
@@ -43,13 +41,3 @@ def price(item: PlannedRun, device: str | None) -> Cost:
 def _micro_batch_size(config: RunConfig) -> int | None:
     size = config.execution.micro_batch_size
     return None if size == "auto" else size
-
-
-def _memory_bytes(device: str) -> int | None:
-    """Of a named device, or of the one that a profile is of."""
-    found = find_device(device)
-    if not isinstance(found, DeviceProfile):
-        return found.memory_bytes
-    kinds = [named.memory_bytes for named in DEVICES.values() if is_a(found.device_name, named) and named.memory_bytes]
-    printed = [memory for memory in kinds if f"{memory // 10**9}GB" in found.device_name.replace(" ", "")]
-    return next(iter(printed or kinds), None)
