@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import yaml
 from hypothesis import given
@@ -49,6 +51,12 @@ def test_what_has_no_effect_makes_no_new_run():
         assert build_config(vit, [override]).identity == build_config(vit).identity, override
     adventurer = {"model": {"name": "adventurer_nano"}}
     assert build_config(adventurer, ["model.flip_schedule=none"]).identity != build_config(adventurer).identity
+
+
+def test_a_setting_at_its_default_is_not_part_of_the_identity():
+    values = RunConfig().to_dict()
+    assert build_config(values).identity == build_config({}).identity
+    assert RunConfig().identity == hashlib.sha256(b"{}").hexdigest()[:10]
 
 
 def test_the_folder_of_own_data_is_part_of_the_identity():

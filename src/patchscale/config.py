@@ -249,9 +249,10 @@ class RunConfig:
     def identity(self) -> str:
         """Ten hexadecimal digits: the hash of all that decides the outcome.
 
-        Left out are `execution`, `recipe`, the place where a named data set is kept, and what has no effect here.
+        Left out are `execution`, `recipe`, the place where a named data set is kept, what has no effect here, and
+        settings at their defaults: a new setting, whose default changes nothing, leaves older runs what they were.
         """
-        return _digest(self._decisive(), 10)
+        return _digest(_without(self._decisive(), RunConfig()._decisive()), 10)
 
     @property
     def settings(self) -> str:
@@ -264,7 +265,7 @@ class RunConfig:
             del decisive["model"][name]
         decisive["model"].pop("flip_schedule", None)
         del decisive["seed"]
-        return _digest(decisive, 6)
+        return _digest(_without(decisive, RunConfig()._decisive()), 6)
 
     def _decisive(self) -> dict[str, Any]:
         """All that has a say in the outcome, each in one form only."""
@@ -404,6 +405,19 @@ def _run_config_adapter() -> TypeAdapter[RunConfig]:
 
 def _digest(values: dict[str, Any], digits: int) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:digits]
+
+
+def _without(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Nested values without those that are at their default."""
+    kept = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = _without(value, defaults.get(name, {}))
+            if value:
+                kept[name] = value
+        elif name not in defaults or value != defaults[name]:
+            kept[name] = value
+    return kept
 
 
 def _plain(value: Any) -> Any:

@@ -6,7 +6,8 @@ from torch.utils.data import Dataset
 
 from patchscale.config import TrainingConfig
 from patchscale.errors import RunFailed, UserError
-from patchscale.training.batches import PlainOrder, TrainingOrder, load_batches
+from patchscale.training.batches import load_batches
+from patchscale.training.order import PlainOrder, TrainingOrder
 
 CPU = torch.device("cpu")
 

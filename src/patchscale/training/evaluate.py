@@ -9,9 +9,10 @@ from patchscale.data.datasets import Splits, load_splits
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
 from patchscale.tasks import Task, build_task
-from patchscale.training.batches import PlainOrder, load_batches
+from patchscale.training.batches import load_batches
 from patchscale.training.checkpoint import WEIGHTS, load_weights
 from patchscale.training.device import Precision, autocast
+from patchscale.training.order import PlainOrder
 
 
 @torch.inference_mode()

@@ -18,12 +18,13 @@ from patchscale.models.adventurer import Adventurer
 from patchscale.models.drop_path import batch_rows
 from patchscale.models.ssd.selection import resolve_backend
 from patchscale.tasks import Task, build_task
-from patchscale.training.batches import Batch, TrainingOrder, load_batches
+from patchscale.training.batches import Batch, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
 from patchscale.training.compilation import compile_backbone
 from patchscale.training.device import autocast
 from patchscale.training.evaluate import evaluate
 from patchscale.training.optim import build_optimizer
+from patchscale.training.order import TrainingOrder
 
 
 @dataclass(frozen=True, kw_only=True)
