@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, confusion_matrix, log_loss
+from sklearn.metrics import accuracy_score, confusion_matrix, log_loss, top_k_accuracy_score
 from torch.nn import functional as F
 
 from patchscale.config import RunConfig, build_config
@@ -126,7 +126,7 @@ def test_smoothing_and_soft_targets() -> None:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(1, 40), st.integers(2, 7), st.integers(1, 9), st.integers(0, 10**6))
+@given(st.integers(1, 40), st.integers(2, 9), st.integers(1, 9), st.integers(0, 10**6))
 def test_classification_meter_equals_sklearn(images: int, classes: int, batch_size: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(images, classes, generator=generator)
@@ -138,6 +138,12 @@ def test_classification_meter_equals_sklearn(images: int, classes: int, batch_si
     assert measured["metric"] == accuracy_score(labels, logits.argmax(1))
     expected = log_loss(labels, logits.double().softmax(1).numpy(), labels=range(classes))
     assert measured["loss"] == pytest.approx(expected, rel=1e-5, abs=1e-6)  # float32 rounds at the logits
+    assert ("top5" in measured) == (classes > 5)
+    if classes > 5:
+        assert measured["top5"] == top_k_accuracy_score(labels, logits.numpy(), k=5, labels=range(classes))
+    found = logits.argmax(1) == labels
+    by_class = [found[labels == label] for label in range(classes)]
+    assert measured["class_top1"] == [of.double().mean().item() if len(of) else None for of in by_class]
 
 
 def test_the_metered_loss_is_not_smoothed_and_counts_in_float32() -> None:

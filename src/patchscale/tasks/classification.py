@@ -45,26 +45,43 @@ class ClassificationTask(Task):
 
 
 class ClassificationMeter:
-    """Mean cross-entropy and the share of images whose largest logit is their class."""
+    """Mean cross-entropy, and the share of images whose class is the largest logit (top-1) or in the largest five."""
 
     def __init__(self, num_classes: int) -> None:
         self.num_classes = num_classes
         self.loss_sum: Tensor | float = 0.0
+        self.in_top5: Tensor | int = 0
         self.correct: Tensor | int = 0
-        self.images = 0
+        """Images by class whose class was found, [K]."""
+        self.images: Tensor | int = 0
+        """Images by class, [K]."""
 
     def update(self, logits: Tensor, targets: Tensor) -> None:
         """Count a batch: logits [B, K], classes [B]."""
         check_targets(targets, self.num_classes)
         self.loss_sum = self.loss_sum + cross_entropy_sum(logits, targets)
-        self.correct = self.correct + (logits.argmax(dim=1) == targets).sum()
-        self.images += len(targets)
+        hits = logits.argmax(dim=1) == targets
+        self.correct = self.correct + torch.bincount(targets[hits], minlength=self.num_classes)
+        self.images = self.images + torch.bincount(targets, minlength=self.num_classes)
+        if self.num_classes > 5:
+            self.in_top5 = self.in_top5 + (logits.topk(5, dim=1).indices == targets[:, None]).sum()
 
     def compute(self) -> dict[str, Any]:
-        """Loss and top-1; raises `ValueError` without images."""
-        if not self.images:
+        """Loss, top-1, top-5 (with more than five classes), and top-1 by class, None for a class without images.
+
+        Raises `ValueError` without images.
+        """
+        images = torch.as_tensor(self.images)
+        total = int(images.sum())
+        if not total:
             raise ValueError("no images were evaluated")
-        return {"loss": float(self.loss_sum) / self.images, "metric": int(self.correct) / self.images}
+        by_class = list(zip(torch.as_tensor(self.correct).tolist(), images.tolist(), strict=True))
+        return {
+            "loss": float(self.loss_sum) / total,
+            "metric": sum(correct for correct, _ in by_class) / total,
+            **({"top5": int(self.in_top5) / total} if self.num_classes > 5 else {}),
+            "class_top1": [correct / count if count else None for correct, count in by_class],
+        }
 
 
 def build_classification(config: RunConfig, splits: Splits) -> ClassificationTask:
