@@ -205,6 +205,8 @@ class ExecutionConfig:
     """Memory that `auto` counts on; default: what is free when the run starts. Set it for runs that share a machine."""
     ssd_backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
     """Adventurer only: implementation of the scan; see `patchscale doctor`."""
+    trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
+    """Who gets the rows of metrics.jsonl besides; needs `patchscale[track]`. WANDB_MODE=offline needs no network."""
     compile: bool = False
     """Compile the backbone with torch.compile; it takes a while at first, and results agree to rounding."""
 

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl for programs, log.txt for people, and whoever watches."""
+"""What a run tells: metrics.jsonl for programs, log.txt for people, trackers, and whoever watches."""
 
 import json
 import math
@@ -8,6 +8,7 @@ from typing import Any
 
 from patchscale.files import write_text
 from patchscale.runs.record import RunDirectory, append_jsonl
+from patchscale.training.trackers import Tracker, numbers, open_trackers
 
 
 class Watcher:
@@ -26,10 +27,30 @@ class Journal:
     def __init__(self, run: RunDirectory, watcher: Watcher) -> None:
         self.run = run
         self.watcher = watcher
+        self.trackers: list[Tracker] = []
+
+    def track(self, first_step: int) -> None:
+        """Let the trackers that the config names have the rows after `first_step`; `close` ends it."""
+        self.trackers = open_trackers(self.run.config().execution.trackers, self.run, first_step)
+
+    def close(self) -> None:
+        """Close the trackers."""
+        while self.trackers:
+            self.trackers.pop().close()
 
     def row(self, kind: str, step: int, **values: Any) -> None:
-        """One row of metrics.jsonl; `kind` is "train" or "val"."""
-        append_jsonl(self.run.metrics_path, {"kind": kind, "step": step, **values})
+        """One row of metrics.jsonl; `kind` is "train" or "val". Lists are left to the result."""
+        plain = {name: value for name, value in values.items() if not isinstance(value, list)}
+        append_jsonl(self.run.metrics_path, {"kind": kind, "step": step, **plain})
+        self._tell_trackers(kind, step, plain)
+
+    def result(self, row: dict[str, Any]) -> None:
+        """The finished run's row of results, of which trackers get the numbers of the test split."""
+        self._tell_trackers("test", row["steps"], {"loss": row["test_loss"], row["metric_name"]: row["metric"]})
+
+    def _tell_trackers(self, kind: str, step: int, values: dict[str, Any]) -> None:
+        for tracker in self.trackers:
+            tracker.row(kind, step, numbers(values))
 
     def say(self, text: str) -> None:
         """One line for log.txt and for the watcher."""

@@ -64,8 +64,12 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
         # In this order a kill at any point leaves a directory from which the next call reaches the same end.
         result = run.result()
         if result is None:
-            result = _train(run, config, device, journal, signals)
-            run.write_json("result.json", result)
+            try:
+                result = _train(run, config, device, journal, signals)
+                run.write_json("result.json", result)
+                journal.result(result)
+            finally:
+                journal.close()
         if run.status()["state"] != "done":
             run.write_status("done")
         (run.checkpoint_dir / LAST).unlink(missing_ok=True)
@@ -94,6 +98,7 @@ def _train(
     totals = state.totals
     earlier_time_s = totals.wall_time_s
     truncate_metrics(run.metrics_path, totals.step)
+    journal.track(totals.step)
     before = memory_of_last_attempt(run, device) if resumed else None
     plan = plan_memory(config, task.backbone, setup.splits.num_classes, device, before)
     task.backbone.set_grad_checkpointing(plan.activation_checkpointing)  # type: ignore[operator]
