@@ -3,6 +3,9 @@ import pytest
 
 from patchscale.errors import UserError
 from patchscale.laws.forms import LAWS, law_named
+from patchscale.laws.forms.powers import Additive
+from patchscale.laws.joint import JointOptions, fit_joint
+from patchscale.laws.table import target_named
 
 
 @pytest.mark.parametrize("law", LAWS.values(), ids=list(LAWS))
@@ -33,3 +36,47 @@ def test_every_law_says_what_it_is(law):
 def test_an_unknown_form_is_refused_with_the_nearest_name():
     with pytest.raises(UserError, match="did you mean 'patch'"):
         law_named("pacth")
+
+
+@pytest.mark.parametrize(
+    ("form", "message"),
+    [
+        ("patch:native=4", "form 'patch' has no options, given 'native=4'; use 'patch'"),
+        ("tokens:img_size", "form 'tokens' has no options"),
+        ("additive:patch_size,patch_size", "an axis is named twice"),
+        ("skaling:patch_size", "couples two axes, not 1"),
+        ("bnsl:patch_size,img_size", "has one axis, not 2"),
+        ("relative-patch:native=-3", "native=-3: the image size in pixels"),
+    ],
+)
+def test_options_that_a_law_does_not_have_are_refused(form, message):
+    with pytest.raises(UserError, match=message):
+        law_named(form)
+
+
+@pytest.mark.parametrize(
+    "form", ["product:params_backbone,patch_size", "skaling:patch_size,train_images", "bnsl:patch_size"]
+)
+def test_a_law_in_other_axes_is_called_by_its_form(form):
+    law = law_named(form)
+    assert law.name == form
+    assert [axis.column for axis in law.axes] == form.partition(":")[2].split(",")
+
+
+def test_a_new_law_brings_its_own_rules(planted):
+    """What `forms/` says of one class is all that a fit needs to know of it."""
+
+    class OddSizes(Additive):
+        def refuse(self, rows, label):
+            if (rows["patch_size"] % 2 == 0).any():
+                raise UserError(f"{label}: even patch sizes")
+
+        def floor_trade_off(self, rows):
+            return "warn", "no floor in odd sizes"
+
+    law = OddSizes(["patch_size"])
+    rows = planted.curve(patch_sizes=(1, 3, 5, 7, 9, 11))
+    options = JointOptions(law=law, target=target_named("loss"), draws=20)
+    assert fit_joint(rows, options).check("floor-resolution").message == "no floor in odd sizes"
+    with pytest.raises(UserError, match="additive:patch_size: even patch sizes"):
+        fit_joint(rows.assign(patch_size=2 * rows["patch_size"]), options)

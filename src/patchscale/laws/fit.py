@@ -121,7 +121,7 @@ def fit_law(
     for name, columns in (("groups", groups), ("factors", factors)):
         if isinstance(columns, str):
             raise UserError(f"{name}={columns!r} is one text; give a list of columns, such as [{columns!r}]")
-    single = law.name == "patch" and not (groups or factors or goal.logit or residuals == "log" or huber)
+    single = law.one_curve and not (groups or factors or goal.logit or residuals == "log" or huber)
     if not single:
         joint = JointOptions(
             law=law,

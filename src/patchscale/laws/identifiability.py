@@ -5,31 +5,15 @@ import pandas as pd
 
 from patchscale.errors import UserError
 from patchscale.laws.forms import Law
+from patchscale.laws.forms.needs import COLLINEAR, log_correlations
 from patchscale.laws.table import distinct, listed, plain, shorten, suggest_patch_sizes, varying
-
-COLLINEAR = 0.95
-"""Correlation of the logarithms of two axes from which their effects are not told apart."""
 
 
 def refuse_what_cannot_be_told_apart(rows: pd.DataFrame, dropped: pd.DataFrame, law: Law, label: str) -> None:
-    """Raise `UserError` for too few levels, collinear axes and the needs of particular laws."""
+    """Raise `UserError` for too few levels, collinear axes and what the law itself refuses."""
     refuse_too_few_levels(rows, dropped, law, label)
-    if law.name == "tokens" and "img_size" in rows.columns and varying(rows, ["img_size"]):
-        raise UserError(
-            f"{label}: img_size varies ({shorten(rows['img_size'])}), and at equal tokens more pixels still help; "
-            "select one image size, or use form 'relative-patch'"
-        )
     _refuse_collinear(rows, law, label)
-    if law.name.startswith("relative-patch"):
-        _refuse_few_crossings(rows, law, label)
-    if law.name.startswith("vlm") and law.name.endswith(":encoder"):
-        _refuse_few_ratios(rows, law, label)
-
-
-def log_correlations(rows: pd.DataFrame, columns: list[str]) -> pd.DataFrame:
-    """Correlations of the logarithms of the axes, each distinct place counted once."""
-    places = rows[columns].astype(float).drop_duplicates()
-    return pd.DataFrame(np.log(places)).corr().fillna(0.0)
+    law.refuse(rows, label)
 
 
 def collinear_pairs(rows: pd.DataFrame, law: Law, limit: float) -> list[tuple[str, str, float]]:
@@ -114,41 +98,4 @@ def _refuse_collinear(rows: pd.DataFrame, law: Law, label: str) -> None:
         raise UserError(
             f"{label}: {name} follows from {others} (multiple correlation of the logarithms {rho:.2f}), so their "
             f"effects cannot be told apart; run several {name} with the others fixed"
-        )
-
-
-def _refuse_few_ratios(rows: pd.DataFrame, law: Law, label: str) -> None:
-    """A floor and a power of p/r need four values of it; beside visual tokens, some that do not follow from them."""
-    ratio = (rows["patch_size"] / rows["img_size"]).round(9)
-    vlm = law.name.startswith("vlm")
-    if ratio.nunique() < 4:
-        remedy = f"image sizes, or use form {law.name.removesuffix(':encoder')!r}" if vlm else "patch sizes"
-        raise UserError(
-            f"{label}: {ratio.nunique()} distinct patch_size / img_size; form {law.name!r} needs at least 4; "
-            f"run more {remedy}"
-        )
-    if not vlm:
-        return
-    rho = log_correlations(rows.assign(ratio=ratio), ["visual_tokens", "ratio"]).to_numpy()[0, 1]
-    if abs(rho) > COLLINEAR:
-        raise UserError(
-            f"{label}: visual_tokens follow from patch_size / img_size (correlation of their logarithms {rho:+.2f}), "
-            "so what the encoder sees and what the language model gets cannot be told apart; run several visual_tokens "
-            f"(merged or pruned after the encoder) at one img_size, or use form {law.name.removesuffix(':encoder')!r}"
-        )
-
-
-def _refuse_few_crossings(rows: pd.DataFrame, law: Law, label: str) -> None:
-    """The patch term needs four values of p/r; beside a resolution term, three patch sizes at two image sizes."""
-    if "C" not in law.amplitudes:
-        _refuse_few_ratios(rows, law, label)
-        return
-    counts = rows.groupby("img_size")["patch_size"].nunique()
-    rich = counts[counts >= 3]
-    if len(rich) < 2:
-        poor = counts.sort_values(ascending=False).index[len(rich)]
-        raise UserError(
-            f"{label}: three patch sizes at {len(rich)} of {len(counts)} image sizes; form {law.name!r} needs them at "
-            f"two, to tell the patch from the image; run more patch sizes at img_size {poor:g}, or use form "
-            "'relative-patch:C=0'"
         )

@@ -18,8 +18,6 @@ from patchscale.laws.varpro import Problem, Solution
 
 NEARLY_COLLINEAR = 0.8
 """Correlation of the logarithms of two axes that is warned of (more than 0.95 is refused)."""
-FEW_R_LEVELS = 4
-"""With fewer image sizes a floor and a resolution term are hardly told apart."""
 MIN_FAMILY_ROWS = 3
 
 
@@ -161,16 +159,7 @@ def _conditioning(e: JointEvidence) -> Finding:
 
 
 def _floor_and_resolution(e: JointEvidence) -> Finding:
-    law = e.design.base
-    if "C" not in law.amplitudes or not law.name.startswith("relative-patch"):
-        return "n/a", "the law has no resolution term"
-    count = len(distinct(e.rows["img_size"]))
-    if count < FEW_R_LEVELS:
-        return "warn", (
-            f"E and C trade off: {count} image sizes cannot tell a floor from a resolution term with a small exponent; "
-            f"run {FEW_R_LEVELS - count} more, or compare with form 'relative-patch:C=0'"
-        )
-    return "ok", f"{count} image sizes"
+    return e.design.base.floor_trade_off(e.rows)
 
 
 def _starts(e: JointEvidence) -> Finding:

@@ -3,13 +3,15 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
-from patchscale.laws.forms import Law
+
+if TYPE_CHECKING:
+    from patchscale.laws.forms import Law
 
 CURVE_COLUMNS = (
     "study", "task", "dataset", "panel", "model", "head", "img_size", "recipe", "eval_protocol", "pos_embed",
@@ -51,7 +53,7 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def require_columns(table: pd.DataFrame, law: Law, target: Target, extra: Sequence[str] = ()) -> None:
+def require_columns(table: pd.DataFrame, law: "Law", target: Target, extra: Sequence[str] = ()) -> None:
     """Raise `UserError` if a column that the fit reads is absent, naming the columns there are."""
     for column in (*(axis.column for axis in law.axes), target.column, *extra):
         if column in table.columns:
@@ -66,7 +68,7 @@ def require_columns(table: pd.DataFrame, law: Law, target: Target, extra: Sequen
         raise UserError(f"the table has no column {column!r}; {remedy} (columns: {present})")
 
 
-def split_usable(table: pd.DataFrame, law: Law, target: Target) -> tuple[pd.DataFrame, pd.DataFrame]:
+def split_usable(table: pd.DataFrame, law: "Law", target: Target) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Rows that can be fitted, and the others with a column `reason`: the first that applies."""
     reasons = pd.Series([""] * len(table), index=table.index, dtype=object)
 

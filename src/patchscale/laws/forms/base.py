@@ -11,9 +11,13 @@ G exponent vectors evaluated at once, q exponents, n points, k amplitudes.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+
+from patchscale.errors import UserError
 
 Array = NDArray[np.float64]
 Axes = Mapping[str, Array]
@@ -80,6 +84,9 @@ class Law(ABC):
     """Amplitudes that each group has for itself in a joint fit; the others are shared."""
     free: tuple[str, ...] = ()
     """Amplitudes of either sign."""
+    one_curve: bool = False
+    """Whether it describes one curve with all else fixed: fitted as such (`fit.py`) unless groups or factors ask for
+    many at once (`joint.py`)."""
 
     @abstractmethod
     def basis(self, exponents: Array, axes: Axes) -> Array:
@@ -108,6 +115,18 @@ class Law(ABC):
         """
         unit = {name: np.array([1 / scale]) for name, scale in scales.items()}
         return exponents, amplitudes * self.basis(exponents, unit)[:, 0, :]
+
+    def refuse(self, rows: pd.DataFrame, label: str) -> None:
+        """Raise `UserError` for rows that cannot support this law, though each axis has levels enough."""
+        return
+
+    def floor_trade_off(self, rows: pd.DataFrame) -> tuple[str, str]:
+        """State (ok, warn, n/a) and message: whether these rows tell the floor from the term most like it."""
+        return "n/a", "the law has no resolution term"
+
+    def with_options(self, options: Sequence[str]) -> "Law":
+        """This law with what follows the colon in a form; raises `UserError` for options it does not have."""
+        raise UserError(f"form {self.name!r} has no options, given {','.join(options)!r}; use {self.name!r}")
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -146,6 +165,17 @@ class PowerLaw(Law):
             amplitudes = amplitudes[:, None, :]
         parts = np.exp(np.einsum("nkq,gq->gnk", logs, exponents)) * amplitudes
         return np.matmul(parts.transpose(1, 0, 2), logs).transpose(1, 0, 2)
+
+
+def known_axes(columns: Sequence[str]) -> None:
+    """Raise `UserError` for columns that are no axis, and for one named twice."""
+    for column in columns:
+        if column not in QUANTITIES:
+            close = get_close_matches(column, QUANTITIES, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"no law has an axis {column!r}{hint} (axes: {', '.join(QUANTITIES)})")
+    if len(set(columns)) < len(columns):
+        raise UserError(f"an axis is named twice in {', '.join(columns)}; name each once")
 
 
 def column_name(column: str) -> str:

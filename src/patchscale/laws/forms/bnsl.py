@@ -1,10 +1,11 @@
 """A broken power law: one break, on one axis."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from patchscale.laws.forms.base import Array, Axes, Axis, Exponent, Law, column_name
+from patchscale.errors import UserError
+from patchscale.laws.forms.base import QUANTITIES, Array, Axes, Axis, Exponent, Law, column_name, known_axes
 
 
 class Bnsl(Law):
@@ -23,9 +24,9 @@ class Bnsl(Law):
     )
     source = "Caballero et al. 2022 (arXiv 2210.14891), one break, c1 positive"
 
-    def __init__(self, column: str, sign: int, *, name: str | None = None) -> None:
+    def __init__(self, column: str, *, name: str | None = None) -> None:
         self.name = name or f"bnsl:{column}"
-        self.column, self._sign = column, sign
+        self.column, self._sign = column, (sign := QUANTITIES[column].sign)
         x = column_name(column) if sign < 0 else f"(1/{column_name(column)})"
         self.formula = f"y = E + B * {x}^-c0 * (1 + ({x}/d)^(1/f))^(-c1 * f)"
         self.axes = (Axis(column, 8, 10),)
@@ -37,6 +38,13 @@ class Bnsl(Law):
             "d": f"where the break is, in units of {column if sign < 0 else '1/' + column}",
             "f": "how sharp the break is; smaller is sharper",
         }
+
+    def with_options(self, options: Sequence[str]) -> "Bnsl":
+        """`bnsl:images_seen`: the same on another axis."""
+        known_axes(options)
+        if len(options) != 1:
+            raise UserError(f"bnsl has one axis, not {len(options)}: bnsl:images_seen")
+        return Bnsl(options[0])
 
     def _log(self, axes: Axes) -> Array:
         return -self._sign * np.log(axes[self.column])

@@ -21,6 +21,7 @@ class PatchLaw(Law):
     amplitudes = ("E", "A")
     exponents = (Exponent("alpha", 0.01, 6.0),)
     own = ("E", "A")
+    one_curve = True
     meanings = {  # noqa: RUF012
         "E": "the floor: what no smaller patch removes",
         "A": "the excess over the floor at a patch of 1 px",

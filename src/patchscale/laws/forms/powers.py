@@ -2,7 +2,11 @@
 
 from collections.abc import Mapping, Sequence
 
-from patchscale.laws.forms.base import QUANTITIES, Exponent, PowerLaw, levels_needed, power_text
+import pandas as pd
+
+from patchscale.errors import UserError
+from patchscale.laws.forms.base import QUANTITIES, Exponent, PowerLaw, known_axes, levels_needed, power_text
+from patchscale.laws.table import shorten, varying
 
 LOW, HIGH = 0.02, 5.0
 """Exponents are searched between these."""
@@ -32,6 +36,11 @@ class Additive(PowerLaw):
             **{a: f"exponent of {c}" for c, _, _, a in parts},
         }
 
+    def with_options(self, options: Sequence[str]) -> "Additive":
+        """`additive:patch_size,params_backbone`: the same in other axes."""
+        known_axes(options)
+        return Additive(options)
+
 
 class Product(PowerLaw):
     """A floor plus one product of powers of all axes.
@@ -56,6 +65,11 @@ class Product(PowerLaw):
             **{a: f"exponent of {c}" for c, _, _, a in parts},
         }
 
+    def with_options(self, options: Sequence[str]) -> "Product":
+        """`product:patch_size,params_backbone`: the same in other axes."""
+        known_axes(options)
+        return Product(options)
+
 
 class Tokens(PowerLaw):
     """E + A T^-a + B N^-b: for comparison only. At equal tokens more pixels still help, so one image size only."""
@@ -75,3 +89,11 @@ class Tokens(PowerLaw):
         "a": "exponent of the tokens",
         "b": "exponent of the model size",
     }
+
+    def refuse(self, rows: pd.DataFrame, label: str) -> None:
+        """Refuses several image sizes."""
+        if varying(rows, ["img_size"]):
+            raise UserError(
+                f"{label}: img_size varies ({shorten(rows['img_size'])}), and at equal tokens more pixels still help; "
+                "select one image size, or use form 'relative-patch'"
+            )

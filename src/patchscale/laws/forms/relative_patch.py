@@ -1,10 +1,17 @@
 """The joint law of patch size, image size and model size."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
+import pandas as pd
 
+from patchscale.errors import UserError
 from patchscale.laws.forms.base import Axes, Axis, Exponent, PowerLaw
+from patchscale.laws.forms.needs import refuse_few_ratios
+from patchscale.laws.table import distinct
+
+GOOD_IMG_SIZES = 4
+"""With fewer image sizes a floor and a resolution term are hardly told apart."""
 
 
 class RelativePatch(PowerLaw):
@@ -55,8 +62,56 @@ class RelativePatch(PowerLaw):
         }
         self.meanings: Mapping[str, str] = {name: meanings[name] for name in self.parameters}
 
+    def with_options(self, options: Sequence[str]) -> "RelativePatch":
+        """`relative-patch:h=0,C=0,native=460`, each of them or several."""
+        native: float | None = None
+        for option in options:
+            key, _, value = option.partition("=")
+            if key == "native":
+                native = _native(value)
+            elif option not in ("h=0", "C=0"):
+                raise UserError(f"relative-patch has no option {option!r}; options: h=0, C=0, native=PIXELS")
+        return RelativePatch(h="h=0" not in options, C="C=0" not in options, native=native)
+
+    def refuse(self, rows: pd.DataFrame, label: str) -> None:
+        """The patch term needs four values of p/r; beside a resolution term, three patch sizes at two image sizes."""
+        if "C" not in self.amplitudes:
+            refuse_few_ratios(rows, self.name, label, "run more patch sizes")
+            return
+        counts = rows.groupby("img_size")["patch_size"].nunique()
+        rich = counts[counts >= 3]
+        if len(rich) < 2:
+            poor = counts.sort_values(ascending=False).index[len(rich)]
+            raise UserError(
+                f"{label}: three patch sizes at {len(rich)} of {len(counts)} image sizes; form {self.name!r} needs "
+                f"them at two, to tell the patch from the image; run more patch sizes at img_size {poor:g}, or use "
+                "form 'relative-patch:C=0'"
+            )
+
+    def floor_trade_off(self, rows: pd.DataFrame) -> tuple[str, str]:
+        """A resolution term with a small exponent looks like a floor at few image sizes."""
+        if "C" not in self.amplitudes:
+            return super().floor_trade_off(rows)
+        count = len(distinct(rows["img_size"]))
+        if count < GOOD_IMG_SIZES:
+            return "warn", (
+                f"E and C trade off: {count} image sizes cannot tell a floor from a resolution term with a small "
+                f"exponent; run {GOOD_IMG_SIZES - count} more, or compare with form 'relative-patch:C=0'"
+            )
+        return "ok", f"{count} image sizes"
+
     def derive(self, axes: Axes) -> Axes:
         """Adds the effective image size where there is a native one."""
         if self.native is None:
             return axes
         return {**axes, "img_size_effective": np.minimum(axes["img_size"], self.native)}
+
+
+def _native(text: str) -> float:
+    try:
+        native = float(text)
+    except ValueError:
+        native = -1.0
+    if not 0 < native < float("inf"):
+        raise UserError(f"native={text}: the image size in pixels above which r stops helping, such as 460")
+    return native

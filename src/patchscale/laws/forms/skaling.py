@@ -1,10 +1,11 @@
 """A law between the sum and the bottleneck of two resources."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from patchscale.laws.forms.base import QUANTITIES, Array, Axes, Exponent, Law, column_name, levels_needed
+from patchscale.errors import UserError
+from patchscale.laws.forms.base import QUANTITIES, Array, Axes, Exponent, Law, column_name, known_axes, levels_needed
 
 
 class Skaling(Law):
@@ -39,6 +40,13 @@ class Skaling(Law):
             "R": f"weight of the {second} term against the {first} term",
             "k": "coupling: 1 is the additive law, smaller values let one resource stand in for the other less",
         }
+
+    def with_options(self, options: Sequence[str]) -> "Skaling":
+        """`skaling:params_backbone,images_seen`: the same in two other axes."""
+        known_axes(options)
+        if len(options) != 2:
+            raise UserError(f"skaling couples two axes, not {len(options)}: skaling:params_backbone,images_seen")
+        return Skaling((options[0], options[1]))
 
     def _parts(self, exponents: Array, axes: Axes) -> tuple[Array, Array, Array, Array]:
         logs = [sign * np.log(axes[column]) for column, sign in zip(self.columns, self._signs, strict=True)]

@@ -4,9 +4,13 @@ With the option `encoder` a term C (p/r)^a is added: what the vision encoder see
 leaves that open, since tokens are merged, resampled or pruned after the encoder.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
+import pandas as pd
+
+from patchscale.errors import UserError
 from patchscale.laws.forms.base import Axis, Exponent, PowerLaw, levels_needed
+from patchscale.laws.forms.needs import COLLINEAR, log_correlations, patch_ratios, refuse_few_ratios
 
 _EXPONENTS = (Exponent("alpha", 0.002, 3.0), Exponent("beta", 0.002, 3.0))
 _ENCODER: Mapping[str, tuple[int, str]] = {"patch_size": (1, "a"), "img_size": (-1, "a")}
@@ -31,6 +35,7 @@ class _Vlm(PowerLaw):
     own = ("D", "A")
 
     def __init__(self, *, encoder: bool = False) -> None:
+        self.encoder = encoder
         terms = {"D": {}, **self.base_terms, **({"C": _ENCODER} if encoder else {})}
         self.name = self.base_name + (":encoder" if encoder else "")
         self.formula = self.base_formula + (" + C * (p/r)^a" if encoder else "")
@@ -48,6 +53,28 @@ class _Vlm(PowerLaw):
             "a": "exponent of the patch size relative to the image; twice that of the encoder's tokens",
         }
         self.meanings: Mapping[str, str] = {name: meanings[name] for name in self.parameters}
+
+    def with_options(self, options: Sequence[str]) -> "_Vlm":
+        """`vlm:encoder`: with the encoder term."""
+        if list(options) != ["encoder"]:
+            name = self.base_name
+            raise UserError(f"{name} has no option {','.join(options)!r}; the only one is {name}:encoder")
+        return type(self)(encoder=True)
+
+    def refuse(self, rows: pd.DataFrame, label: str) -> None:
+        """With the encoder term: four values of p/r, some of which the visual tokens do not follow from."""
+        if not self.encoder:
+            return
+        refuse_few_ratios(rows, self.name, label, f"run more image sizes, or use form {self.base_name!r}")
+        ratios = rows.assign(ratio=patch_ratios(rows))
+        rho = log_correlations(ratios, ["visual_tokens", "ratio"]).to_numpy()[0, 1]
+        if abs(rho) > COLLINEAR:
+            raise UserError(
+                f"{label}: visual_tokens follow from patch_size / img_size (correlation of their logarithms "
+                f"{rho:+.2f}), so what the encoder sees and what the language model gets cannot be told apart; run "
+                "several visual_tokens (merged or pruned after the encoder) at one img_size, or use form "
+                f"{self.base_name!r}"
+            )
 
 
 class VlmProduct(_Vlm):
