@@ -87,7 +87,6 @@ def test_a_run_directory_keeps_its_settings(call):
         (["train", "--img-size", "16by16"], "--img-size '16by16': give pixels"),
         (["train", "--model", "vit_tset"], "vit_tset"),
         (["train", "--model", "vit_test", "execution.device=mps"], "execution.device=mps: no such device here"),
-        (["eval", "runs", "--split", "train"], "--split 'train': choose val or test"),
     ],
 )
 def test_mistakes_are_refused_before_anything_is_made(call, arguments, words):
@@ -95,48 +94,6 @@ def test_mistakes_are_refused_before_anything_is_made(call, arguments, words):
     assert (code, out) == (2, "")
     assert words in err
     assert not Path("runs").exists()
-
-
-def test_eval_repeats_the_numbers_of_the_run(call):
-    call(*TINY)
-    run = the_run()
-    result = run.result()
-    code, out, _ = call("eval", str(run.path), "--json")
-    assert code == 0
-    test = json.loads(out)
-    assert (test["split"], test["images"]) == ("test", 8)
-    assert (test["metric"], test["loss"]) == (result["metric"], result["test_loss"])
-    val = json.loads(call("eval", str(run.path), "--split", "val", "--json")[1])
-    assert (val["metric"], val["loss"]) == (result["val_metric"], result["val_loss"])
-    assert "metric_name\ttop1" in call("eval", str(run.path))[1]
-
-
-def test_eval_takes_as_many_images_as_the_run_on_the_same_kind_of_device(call, monkeypatch):
-    from patchscale.training import evaluate
-
-    sizes, original = [], evaluate.evaluate
-
-    def noted(*arguments, batch_size, **options):
-        sizes.append(batch_size)
-        return original(*arguments, batch_size=batch_size, **options)
-
-    call(*TINY, "execution.micro_batch_size=3")
-    run = the_run()
-    monkeypatch.setattr(evaluate, "evaluate", noted)
-    call("eval", str(run.path), "--device", "cpu")
-    environment = run.read_json("environment.json")
-    environment["attempts"][-1]["device"] = "cuda"
-    run.write_json("environment.json", environment)
-    call("eval", str(run.path), "--device", "cpu")
-    assert sizes == [3, run.config().training.batch_size]
-
-
-def test_eval_of_an_unfinished_run_says_how_to_finish_it(call):
-    call(*TINY, "training.learning_rate=1e30", "training.steps=40")
-    path = the_run().path
-    code, _, err = call("eval", str(path))
-    assert code == 2
-    assert f"no final weights (the run is failed); finish it with: patchscale train --run-dir {path}" in err
 
 
 def test_recipes_are_listed(call):
