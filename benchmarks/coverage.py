@@ -28,7 +28,7 @@ from coverage_designs import Simulated, designs
 from patchscale.laws.bootstrap import Bootstrap, noise_draws, percentiles
 from patchscale.laws.design import Design
 from patchscale.laws.forms import law_named
-from patchscale.laws.joint import PROFILE_EXPONENTS, PROFILE_POINTS, JointOptions, clusters_of, problem_of
+from patchscale.laws.joint import PROFILE_EXPONENTS, PROFILE_POINTS, FitOptions, clusters_of, problem_of
 from patchscale.laws.table import target_named
 from patchscale.laws.uncertainty import Interval, Profile
 from patchscale.laws.varpro import Problem, solve
@@ -120,7 +120,7 @@ def truths(design: Simulated) -> dict[str, float]:
 def asked(design: Simulated, table: pd.DataFrame, *, draws: int, seed: int) -> dict[str, Interval]:
     """The interval of every quantity, by the method that `fit_law` would take."""
     law = law_named(design.form)
-    options = JointOptions(law=law, target=target_named("loss"))
+    options = FitOptions(law=law, target=target_named("loss"))
     places = pd.DataFrame([design.inside, design.outside])
     if law.name == "patch":
         values = table["test_loss"].to_numpy()

@@ -1,7 +1,6 @@
-"""Named checks of a fit: a code, a state, and a sentence that says what is wrong and what to do.
+"""Named checks of a curve: a code, a state, and a sentence that says what is wrong and what to do.
 
-States: ok, warn (read the numbers with care), fail (do not use them), n/a (the data cannot say; not the same as ok).
-To add a check, write one function and enter it in `CHECKS`.
+To add a check, write one function and enter it in `CHECKS`; what joint fits share is in `findings.py`.
 """
 
 from collections.abc import Callable, Mapping
@@ -11,27 +10,15 @@ from math import comb
 import numpy as np
 import pandas as pd
 
+from patchscale.laws import findings
+from patchscale.laws.findings import Check, Finding
 from patchscale.laws.forms import Array
-from patchscale.laws.table import Target, listed, plain, shorten
+from patchscale.laws.table import Target, listed, plain
 from patchscale.laws.uncertainty import Conditioning, Interval, Noise
 from patchscale.laws.varpro import Problem, Solution
 
-WEAK_RATIO = 5.0
-"""An exponent whose interval spans more than this factor is called weak."""
-CONDITION_LIMIT = 30.0
-"""Above this the parameters trade off (Belsley, Kuh and Welsch 1980 call 30 and more moderate to strong)."""
 MIN_LEVELS_FOR_RUNS = 8
 """With seven levels or fewer no arrangement of signs is rarer than 1 in 20."""
-
-
-@dataclass(frozen=True)
-class Check:
-    """One named check of a fit."""
-
-    code: str
-    state: str
-    """ok, warn, fail or n/a."""
-    message: str
 
 
 @dataclass(frozen=True)
@@ -79,9 +66,6 @@ def run_checks(evidence: Evidence) -> tuple[Check, ...]:
     return tuple(Check(code, *check(evidence)) for code, check in CHECKS.items())
 
 
-Finding = tuple[str, str]
-
-
 def _trend(e: Evidence) -> Finding:
     flat = [
         name for name, value in zip(e.problem.law.amplitudes[1:], e.solution.amplitudes[1:], strict=True) if not value
@@ -109,68 +93,29 @@ def _steps(sizes: Array, means: Array) -> list[tuple[float, float, bool]]:
 
 
 def _levels(e: Evidence) -> Finding:
-    few = [
-        f"{len(np.unique(e.problem.axes[axis.column]))} values of {axis.column}, {axis.good_levels} or more are better"
-        for axis in e.problem.law.axes
-        if len(np.unique(e.problem.axes[axis.column])) < axis.good_levels
-    ]
-    counts = [f"{len(np.unique(e.problem.axes[axis.column]))} values of {axis.column}" for axis in e.problem.law.axes]
-    return ("warn", "; ".join(few)) if few else ("ok", "; ".join(counts))
+    return findings.levels(e.rows, e.problem.law)
 
 
 def _degrees_of_freedom(e: Evidence) -> Finding:
-    points, parameters = e.problem.num_points, e.problem.num_parameters
-    message = f"{points} points, {parameters} parameters: {points - parameters} degrees of freedom"
-    if points - parameters < 2:
-        return "warn", f"{message}; intervals are very wide, add patch sizes or seeds"
-    return "ok", message
+    return findings.degrees_of_freedom(e.problem, least=2, remedy="add patch sizes or seeds")
 
 
 def _weak_exponent(e: Evidence) -> Finding:
-    weak: list[tuple[str, str]] = []
-    good: list[tuple[str, str]] = []
-    for exponent in e.problem.law.exponents:
-        interval = e.intervals[exponent.name]
-        text = f"{exponent.name} {interval}"
-        open_end = interval.low_open or interval.high_open
-        (weak if open_end or interval.high > WEAK_RATIO * interval.low else good).append((exponent.name, text))
-    if weak:
-        names = " or ".join(name for name, _ in weak)
-        ranges = ", ".join(text for _, text in weak)
-        points = e.problem.num_points
-        return "warn", f"weak: {points} points cannot bound {names}, here {ranges}; add patch sizes or seeds"
-    return "ok", "bounded within a factor of five: " + ", ".join(text for _, text in good)
+    points = f"{e.problem.num_points} points"
+    return findings.weak_exponents(e.problem.law, e.intervals, points=points, remedy="; add patch sizes or seeds")
 
 
 def _at_bound(e: Evidence) -> Finding:
-    law, found = e.problem.law, []
-    for name, value in zip(law.amplitudes, e.solution.amplitudes, strict=True):
-        if value == 0:
-            found.append(f"{name} is at 0")
-    for exponent, value in zip(law.exponents, e.solution.exponents, strict=True):
-        # the refinement stops just inside its box
-        if value < exponent.low * 1.01:
-            found.append(f"{exponent.name} is at its lower bound {exponent.low:g}")
-        elif value > exponent.high / 1.01:
-            found.append(f"{exponent.name} is at its upper bound {exponent.high:g}")
-    if not found:
-        return "ok", "no parameter is at a bound"
-    note = "; the data show no floor, so do not read the exponent as the law's" if "E is at 0" in found else ""
-    return "warn", " and ".join(found) + note
+    no_floor = "the data show no floor, so do not read the exponent as the law's"
+    return findings.parameters_at_bounds(e.problem, e.solution, no_floor=no_floor)
 
 
 def _conditioning(e: Evidence) -> Finding:
-    number, weakest = e.conditioning.condition_number, " and ".join(e.conditioning.weakest)
-    text = f"condition number {number:.3g}, weakest direction {weakest}"
-    if number > CONDITION_LIMIT:
-        return "warn", f"{weakest} trade off: {text} (limit {CONDITION_LIMIT:g})"
-    return "ok", text
+    return findings.conditioning(e.conditioning)
 
 
 def _starts(e: Evidence) -> Finding:
-    share = e.solution.starts_agreeing
-    message = f"{share:.0%} of {e.solution.starts} starts reach the best objective"
-    return ("warn" if share < 0.5 else "ok"), message
+    return findings.starts(e.solution, least=0.5)
 
 
 def _replicates(e: Evidence) -> Finding:
@@ -244,8 +189,8 @@ def _holdout(e: Evidence) -> Finding:
 def _mixed(e: Evidence) -> Finding:
     if not e.mixed:
         return "ok", "nothing but the patch size varies among the recorded columns"
-    parts = [f"{name} ({shorten(e.rows[name])})" for name in e.mixed]
-    return "fail", f"rows differ in {listed(parts)}; the effect of the patch size cannot be told from theirs"
+    mixed = findings.differing(e.rows, e.mixed)
+    return "fail", f"rows differ in {mixed}; the effect of the patch size cannot be told from theirs"
 
 
 def _extrapolation(e: Evidence) -> Finding:

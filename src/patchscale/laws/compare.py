@@ -6,7 +6,7 @@ folds would leave neighbours of a row in the fit and say little about either.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from patchscale.laws.descent import descend
 from patchscale.laws.design import labels_of, with_tokens
 from patchscale.laws.forms import QUANTITIES, Array, Law, law_named
 from patchscale.laws.identifiability import refuse_what_cannot_be_told_apart
-from patchscale.laws.joint import JointOptions, fit_joint
+from patchscale.laws.joint import FitOptions, fit_joint
 from patchscale.laws.result import Fit
 from patchscale.laws.table import distinct, listed, require_columns, split_usable, target_named, varying
 from patchscale.laws.varpro import TINY
@@ -278,7 +278,7 @@ def compare_laws(
         if law.name not in usable:
             continue
         try:
-            joint = JointOptions(law=law, seed=seed, allow_mixed=allow_mixed, draws=20, **options)  # type: ignore[arg-type]
+            joint = FitOptions(law=law, seed=seed, allow_mixed=allow_mixed, draws=20, **options)  # type: ignore[arg-type]
             fits.append(fit_joint(table.loc[common], joint))
         except UserError as error:
             refused.append(RefusedForm(law.name, str(error)))
@@ -407,12 +407,7 @@ def _refit(fit: Fit, kept: NDArray[np.bool_]) -> Array:
     So it is where E, C and c are to follow from two image sizes: any c fits as well, and the third is anyone's guess.
     """
     problem = fit.problem
-    rest = replace(
-        problem,
-        axes={name: cells[kept] for name, cells in problem.axes.items()},
-        measured=problem.measured[kept],
-        sigma=problem.sigma[kept],
-    )
+    rest = problem.part(kept)
     low, high = problem.bounds
     scattered = low + (high - low) * np.random.default_rng(0).random((STARTS, len(low)))
     found = descend(rest, np.concatenate([np.log(fit.solution.exponents)[None], scattered]))

@@ -6,32 +6,33 @@ the two agree within 0.5 %. With a `noise` column the residuals are (law - value
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
-from patchscale.laws.checks import Check, Evidence, HoldOut, run_checks
-from patchscale.laws.forms import Law, law_named
+from patchscale.laws.checks import Evidence, HoldOut, run_checks
+from patchscale.laws.findings import Check, differing
+from patchscale.laws.forms import law_named
 from patchscale.laws.identifiability import refuse_too_few_levels
-from patchscale.laws.joint import JointOptions, fit_joint
-from patchscale.laws.result import Estimate, Fit
+from patchscale.laws.joint import FitOptions, fit_joint
+from patchscale.laws.result import Estimate, Fit, estimates_of
 from patchscale.laws.table import (
-    Target,
     curve_columns,
     describe_curve,
+    known_noise,
     label_curves,
-    listed,
-    mixed_columns,
+    measured_values,
     plain,
     require_columns,
     shorten,
     split_usable,
     target_named,
+    undescribed_columns,
 )
-from patchscale.laws.uncertainty import Interval, Profile, conditioning
+from patchscale.laws.uncertainty import Profile, conditioning
 from patchscale.laws.varpro import Problem, solve
 
 __all__ = ["Check", "Estimate", "Fit", "FitList", "HoldOut", "Refused", "fit_curves", "fit_law"]
@@ -48,21 +49,6 @@ class Refused:
     label: str
     curve: dict[str, Any]
     reason: str
-
-
-@dataclass(frozen=True)
-class Options:
-    """How to fit, the same for every curve of a table."""
-
-    law: Law
-    target: Target
-    level: float
-    noise: str | None
-    allow_mixed: bool
-
-    def __post_init__(self) -> None:
-        if not 0 < self.level < 1:
-            raise UserError(f"level={self.level} is not between 0 and 1; 0.95 is usual")
 
 
 class FitList(list[Fit]):
@@ -121,24 +107,23 @@ def fit_law(
     for name, columns in (("groups", groups), ("factors", factors)):
         if isinstance(columns, str):
             raise UserError(f"{name}={columns!r} is one text; give a list of columns, such as [{columns!r}]")
+    options = FitOptions(
+        law=law,
+        target=goal,
+        groups=groups,
+        factors=factors,
+        noise=noise,
+        residuals=residuals,
+        huber=huber,
+        cluster_by=cluster_by,
+        draws=draws,
+        seed=seed,
+        level=level,
+        allow_mixed=allow_mixed,
+    )
     single = law.one_curve and not (groups or factors or goal.logit or residuals == "log" or huber)
     if not single:
-        joint = JointOptions(
-            law=law,
-            target=goal,
-            groups=groups,
-            factors=factors,
-            noise=noise,
-            residuals=residuals,
-            huber=huber,
-            cluster_by=cluster_by,
-            draws=draws,
-            seed=seed,
-            level=level,
-            allow_mixed=allow_mixed,
-        )
-        return fit_joint(table, joint, label=label)
-    options = Options(law, goal, level, noise, allow_mixed)
+        return fit_joint(table, options, label=label)
     require_columns(table, law, goal, [noise] if noise else [])
     rows, dropped = split_usable(table, law, goal)
     curve = describe_curve(rows, [])
@@ -170,7 +155,7 @@ def fit_curves(
             f"form {law.name!r} has {len(law.exponents)} exponents, curves one by one are fitted with at most "
             f"{max(STARTS)}; fit all rows at once with fit_law(table, form={law.name!r})"
         )
-    options = Options(law, goal, level, noise, allow_mixed)
+    options = FitOptions(law=law, target=goal, level=level, noise=noise, allow_mixed=allow_mixed)
     require_columns(table, law, goal, [noise] if noise else [])
     rows, dropped = split_usable(table, law, goal)
     columns = curve_columns(rows, goal, by)
@@ -208,27 +193,32 @@ def fit_parts(table: pd.DataFrame, *, by: Sequence[str] = (), **options: Any) ->
     return FitList(fits, refused, pd.concat(dropped) if dropped else table.head(0).assign(reason=""))
 
 
-def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: Options, curve: dict[str, Any], label: str) -> Fit:
+def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: FitOptions, curve: dict[str, Any], label: str) -> Fit:
     law, target, level, noise = options.law, options.target, options.level, options.noise
-    _refuse_mixed(rows, target, label, options.allow_mixed)
+    mixed = undescribed_columns(rows, law, target)
+    if mixed and not options.allow_mixed:
+        raise UserError(
+            f"{label}: the rows differ in {differing(rows, mixed)}, not in patch_size alone; "
+            f"select one, group by {','.join(mixed)}, or allow mixed rows"
+        )
     refuse_too_few_levels(rows, dropped, law, label)
     rows = rows.sort_values([axis.column for axis in law.axes], kind="stable")
-    problem = _problem(rows, law, target, noise, label)
+    values, sigma = measured_values(rows, law, target, label), known_noise(rows, noise, label)
+    axes = {axis.column: rows[axis.column].to_numpy(float) for axis in law.axes}
+    problem = Problem(law, axes, values, values if sigma is None else sigma, relative=sigma is None)
     solution = solve(problem, starts=STARTS[len(law.exponents)])
     profile = Profile.of(problem, solution, level=level)
     intervals = profile.intervals()
     condition = conditioning(problem, solution)
     holdout = _hold_out_smallest(problem, level)
-    evidence = Evidence(
-        problem, solution, profile.noise, intervals, condition, target, rows, holdout, mixed_columns(rows, target)
-    )
+    evidence = Evidence(problem, solution, profile.noise, intervals, condition, target, rows, holdout, mixed)
     return Fit(
         label=label,
         curve=curve,
         form=law.name,
         target=target.name,
         formula=law.formula,
-        parameters=_estimates(law, solution.parameters, intervals),
+        parameters=estimates_of(law.parameters, solution.parameters, intervals),
         level=level,
         rows=rows,
         dropped=dropped,
@@ -253,30 +243,6 @@ def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: Options, curve:
     )
 
 
-def _problem(rows: pd.DataFrame, law: Law, target: Target, noise: str | None, label: str) -> Problem:
-    values = target.values(rows).to_numpy(float)
-    if (values <= 0).any():
-        place = rows.loc[values <= 0, law.axes[0].column].iloc[0]
-        remedy = "fit the other target" if target.is_error else "a cross-entropy is positive; check the table"
-        raise UserError(
-            f"{label}: the {target.name} at patch {place:g} is not positive, the law cannot reach it; {remedy}"
-        )
-    sigma = values.copy()
-    if noise:
-        sigma = pd.to_numeric(rows[noise], errors="coerce").to_numpy(float)
-        if not (np.isfinite(sigma) & (sigma > 0)).all():
-            raise UserError(f"{label}: column {noise!r} must hold a positive standard deviation in every fitted row")
-    axes = {axis.column: rows[axis.column].to_numpy(float) for axis in law.axes}
-    return Problem(law, axes, values, sigma, relative=not noise)
-
-
-def _estimates(law: Law, values: np.ndarray, intervals: dict[str, Interval]) -> dict[str, Estimate]:
-    return {
-        name: Estimate(float(value), intervals[name].low, intervals[name].high, intervals[name])
-        for name, value in zip(law.parameters, values, strict=True)
-    }
-
-
 def _hold_out_smallest(problem: Problem, level: float) -> HoldOut | None:
     """Predict the smallest patch size from the others; None if too few would be left."""
     axis = problem.law.axes[0]
@@ -285,9 +251,7 @@ def _hold_out_smallest(problem: Problem, level: float) -> HoldOut | None:
     if len(problem.law.axes) > 1 or len(sizes) <= axis.min_levels:
         return None
     kept = places > sizes[0]
-    rest = replace(
-        problem, axes={axis.column: places[kept]}, measured=problem.measured[kept], sigma=problem.sigma[kept]
-    )
+    rest = problem.part(kept)
     profile = Profile.of(rest, solve(rest, starts=HOLDOUT_STARTS), level=level)
     smallest = {axis.column: sizes[:1]}
     interval = profile.prediction_interval(smallest, new_measurement=True)
@@ -313,14 +277,3 @@ def _belonging(dropped: pd.DataFrame, values: dict[str, Any]) -> pd.DataFrame:
     for name, value in values.items():
         mask &= dropped[name].isna() | (dropped[name] == value)
     return dropped[mask]
-
-
-def _refuse_mixed(rows: pd.DataFrame, target: Target, label: str, allow_mixed: bool) -> None:
-    mixed = mixed_columns(rows, target)
-    if not mixed or allow_mixed:
-        return
-    parts = [f"{name} ({shorten(rows[name])})" for name in mixed]
-    raise UserError(
-        f"{label}: the rows differ in {listed(parts)}, not in patch_size alone; "
-        f"select one, group by {','.join(mixed)}, or allow mixed rows"
-    )

@@ -12,19 +12,20 @@ from patchscale.errors import UserError
 from patchscale.laws.bootstrap import Bootstrap
 from patchscale.laws.descent import descend
 from patchscale.laws.design import Design, labels_of, with_tokens
+from patchscale.laws.findings import differing
 from patchscale.laws.forms import QUANTITIES, Array, Law
 from patchscale.laws.identifiability import refuse_what_cannot_be_told_apart
 from patchscale.laws.joint_checks import AxisHoldOut, JointEvidence, run_joint_checks
-from patchscale.laws.result import Estimate, Fit
+from patchscale.laws.result import Fit, estimates_of
 from patchscale.laws.table import (
     CURVE_COLUMNS,
-    HELD_FIXED,
     Target,
     distinct,
-    listed,
+    known_noise,
+    measured_values,
     require_columns,
-    shorten,
     split_usable,
+    undescribed_columns,
     varying,
 )
 from patchscale.laws.uncertainty import Profile, conditioning
@@ -41,8 +42,8 @@ HUBER_ROUNDS = 100
 
 
 @dataclass(frozen=True, kw_only=True)
-class JointOptions:
-    """How to fit."""
+class FitOptions:
+    """How to fit, the same for all rows of a table."""
 
     law: Law
     target: Target
@@ -71,13 +72,17 @@ class JointOptions:
         if self.draws < 20:
             raise UserError(f"draws={self.draws} are too few for an interval; 1000 is usual")
 
+    @property
+    def factor_columns(self) -> list[str]:
+        """The columns of the factors, without the sign of those that add."""
+        return [text.removeprefix("+") for text in self.factors]
 
-def fit_joint(table: pd.DataFrame, options: JointOptions, *, label: str | None = None) -> Fit:
+
+def fit_joint(table: pd.DataFrame, options: FitOptions, *, label: str | None = None) -> Fit:
     """Fit one law to all rows of a table; see `fit_law`."""
     law, target = options.law, options.target
     table = with_tokens(table, law)
-    factor_columns = [text.removeprefix("+") for text in options.factors]
-    wanted = [*([options.noise] if options.noise else []), *options.groups, *factor_columns]
+    wanted = [*([options.noise] if options.noise else []), *options.groups, *options.factor_columns]
     require_columns(table, law, target, [*wanted, *(options.cluster_by or [])])
     rows, dropped = split_usable(table, law, target)
     label = label or law.name
@@ -123,10 +128,7 @@ def fit_joint(table: pd.DataFrame, options: JointOptions, *, label: str | None =
         form=law.name,
         target=target.name,
         formula=design.law.formula,
-        parameters={
-            name: Estimate(float(value), intervals[name].low, intervals[name].high, intervals[name])
-            for name, value in zip(names, values, strict=True)
-        },
+        parameters=estimates_of(names, values, intervals),
         level=options.level,
         rows=rows,
         dropped=dropped,
@@ -146,21 +148,20 @@ def fit_joint(table: pd.DataFrame, options: JointOptions, *, label: str | None =
     )
 
 
-def _mixed_or_refused(rows: pd.DataFrame, options: JointOptions, label: str) -> list[str]:
+def _mixed_or_refused(rows: pd.DataFrame, options: FitOptions, label: str) -> list[str]:
     """The columns that nothing describes; raises `UserError` unless they are allowed to vary."""
     law = options.law
-    mixed = mixed_in(rows, law, options.target, options)
+    mixed = undescribed_columns(rows, law, options.target, [*options.groups, *options.factor_columns])
     if mixed and not options.allow_mixed:
-        parts = [f"{name} ({shorten(rows[name])})" for name in mixed]
         raise UserError(
-            f"{label}: the rows differ in {listed(parts)}, which no axis of form {law.name!r} describes; select one, "
-            f"give each its own floor with groups={mixed}, name it in factors, or allow mixed rows"
+            f"{label}: the rows differ in {differing(rows, mixed)}, which no axis of form {law.name!r} describes; "
+            f"select one, give each its own floor with groups={mixed}, name it in factors, or allow mixed rows"
         )
     return mixed
 
 
 def _uncertainty(
-    problem: Problem, solution: Solution, rows: pd.DataFrame, options: JointOptions
+    problem: Problem, solution: Solution, rows: pd.DataFrame, options: FitOptions
 ) -> tuple[Profile | None, Bootstrap | None, str]:
     """Profiles for few points and exponents, otherwise a bootstrap; and which, in words."""
     law = problem.law
@@ -185,23 +186,11 @@ def _uncertainty(
     return None, bootstrap, method
 
 
-def problem_of(rows: pd.DataFrame, design: Design, options: JointOptions, label: str) -> Problem:
+def problem_of(rows: pd.DataFrame, design: Design, options: FitOptions, label: str) -> Problem:
     """The rows as points, on the scale of the residuals."""
     target = options.target
-    values = target.values(rows).to_numpy(float)
-    highest = 1.0 if target.is_error and target.logit else np.inf
-    if not ((values > 0) & (values < highest)).all():
-        bad = values[~((values > 0) & (values < highest))][0]
-        what = "between 0 and 1" if target.logit else "positive"
-        raise UserError(f"{label}: {target.name} {bad:g} is not {what}, the law cannot reach it; check the table")
+    values, noise = measured_values(rows, design.base, target, label), known_noise(rows, options.noise, label)
     scale = "logit" if target.logit else {"relative": "plain"}.get(options.residuals or "log", "log")
-    noise = None
-    if options.noise:
-        noise = pd.to_numeric(rows[options.noise], errors="coerce").to_numpy(float)
-        if not (np.isfinite(noise) & (noise > 0)).all():
-            raise UserError(
-                f"{label}: column {options.noise!r} must hold a positive standard deviation in every fitted row"
-            )
     if scale == "logit":
         sigma = np.ones_like(values) if noise is None else noise / (values * (1 - values))
         measured = np.log(values / (1 - values))
@@ -241,36 +230,13 @@ def reweighted(problem: Problem, solution: Solution, delta: float) -> tuple[Prob
     )
 
 
-def mixed_in(rows: pd.DataFrame, law: Law, target: Target, options: JointOptions) -> list[str]:
-    """Columns that vary and that neither axes, groups nor factors describe.
-
-    The model and its image size may vary where the law has an axis for them. A column whose value follows from the
-    groups and factors is described by them.
-    """
-    axes = {axis.column for axis in law.axes}
-    described = {*axes, *options.groups, *(text.removeprefix("+") for text in options.factors), "settings"}
-    if axes & {"params_backbone", "llm_params", "flops_train_total"}:
-        described.add("model")
-    if axes & {"tokens", "visual_tokens"}:
-        described.add("img_size")
-    if "flops_train_total" in axes or axes & {"train_images", "images_seen"}:
-        described |= {"epochs", "images_seen", "train_images"}
-    candidates = (*HELD_FIXED, "task_group", "family", "pretrain_tag", *(["metric_name"] if target.is_error else []))
-    left = [name for name in varying(rows, candidates) if name not in described]
-    keys = [*options.groups, *(text.removeprefix("+") for text in options.factors)]
-    if not keys:
-        return left
-    groups = [group for _, group in rows.groupby(keys, dropna=False)]
-    return [name for name in left if any(varying(group, [name]) for group in groups)]
-
-
-def _cluster_columns(rows: pd.DataFrame, options: JointOptions) -> list[str]:
+def _cluster_columns(rows: pd.DataFrame, options: FitOptions) -> list[str]:
     if options.cluster_by is not None:
         return list(options.cluster_by)
     return varying(rows, list(dict.fromkeys([*options.groups, *CURVE_COLUMNS])))
 
 
-def clusters_of(rows: pd.DataFrame, options: JointOptions) -> tuple[NDArray[np.intp], str]:
+def clusters_of(rows: pd.DataFrame, options: FitOptions) -> tuple[NDArray[np.intp], str]:
     """The number of each row's cluster, and what clusters are: by default curves and groups."""
     columns = _cluster_columns(rows, options)
     if not columns:
@@ -293,12 +259,7 @@ def hold_outs(problem: Problem, design: Design, rows: pd.DataFrame, solution: So
         kept = values > 1.05 * end if rising else values < end
         if kept.sum() <= problem.num_parameters:
             continue
-        rest = replace(
-            problem,
-            axes={name: cells[kept] for name, cells in problem.axes.items()},
-            measured=problem.measured[kept],
-            sigma=problem.sigma[kept],
-        )
+        rest = problem.part(kept)
         again = solve_again(rest, solution)
         predicted = again.model_at({name: cells[~kept] for name, cells in problem.axes.items()})
         measured = problem.measured[~kept]
@@ -340,7 +301,7 @@ def solve_again(problem: Problem, near: Solution) -> Refit:
     return Refit(problem, np.exp(first.places[0]), first.at.amplitudes[0])
 
 
-def _conventions(design: Design, options: JointOptions, solution: Solution, method: str) -> dict[str, str]:
+def _conventions(design: Design, options: FitOptions, solution: Solution, method: str) -> dict[str, str]:
     target = options.target
     unit = options.noise or "1"
     residuals = {

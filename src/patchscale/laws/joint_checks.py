@@ -1,4 +1,4 @@
-"""Named checks of a joint fit. Same states as those of a curve (`checks.py`); enter a new one in `JOINT_CHECKS`."""
+"""Named checks of a joint fit; enter a new one in `JOINT_CHECKS`. What curves share is in `findings.py`."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -7,12 +7,13 @@ import numpy as np
 import pandas as pd
 from scipy.stats import t as t_distribution
 
+from patchscale.laws import findings
 from patchscale.laws.bootstrap import MIN_CLUSTERS, Bootstrap
-from patchscale.laws.checks import CONDITION_LIMIT, WEAK_RATIO, Check, Finding
 from patchscale.laws.design import Design
+from patchscale.laws.findings import Check, Finding
 from patchscale.laws.forms import Array
 from patchscale.laws.identifiability import collinear_pairs, dependent_axis
-from patchscale.laws.table import Target, distinct, listed, shorten
+from patchscale.laws.table import Target, listed
 from patchscale.laws.uncertainty import Conditioning, Interval
 from patchscale.laws.varpro import Problem, Solution
 
@@ -49,7 +50,7 @@ class JointEvidence:
     families: Sequence[str]
     """The family or curve of each row."""
     target: Target
-    mixed: Sequence[str]
+    mixed: list[str]
     holdouts: tuple[AxisHoldOut, ...]
     bootstrap: Bootstrap | None
 
@@ -82,29 +83,18 @@ def _trend(e: JointEvidence) -> Finding:
 
 def _mixed(e: JointEvidence) -> Finding:
     if e.mixed:
-        parts = [f"{name} ({shorten(e.rows[name])})" for name in e.mixed]
-        return "fail", f"rows differ in {listed(parts)}, which the law does not describe; use groups or factors"
+        mixed = findings.differing(e.rows, e.mixed)
+        return "fail", f"rows differ in {mixed}, which the law does not describe; use groups or factors"
     return "ok", "what varies beside the axes has its own floor or factor"
 
 
 def _levels(e: JointEvidence) -> Finding:
-    counts = {axis.column: len(distinct(e.rows[axis.column])) for axis in e.design.base.axes}
-    few = [
-        f"{counts[axis.column]} values of {axis.column}, {axis.good_levels} or more are better"
-        for axis in e.design.base.axes
-        if counts[axis.column] < axis.good_levels
-    ]
-    if few:
-        return "warn", "; ".join(few)
-    return "ok", "; ".join(f"{count} values of {column}" for column, count in counts.items())
+    return findings.levels(e.rows, e.design.base)
 
 
 def _degrees_of_freedom(e: JointEvidence) -> Finding:
-    points, parameters = e.problem.num_points, e.problem.num_parameters
-    message = f"{points} points, {parameters} parameters: {points - parameters} degrees of freedom"
-    if points - parameters < max(2, parameters // 2):
-        return "warn", f"{message}; intervals are very wide, add runs or use a smaller form"
-    return "ok", message
+    least = max(2, e.problem.num_parameters // 2)
+    return findings.degrees_of_freedom(e.problem, least=least, remedy="add runs or use a smaller form")
 
 
 def _collinear(e: JointEvidence) -> Finding:
@@ -122,40 +112,15 @@ def _collinear(e: JointEvidence) -> Finding:
 
 
 def _weak_exponent(e: JointEvidence) -> Finding:
-    weak: list[tuple[str, Interval]] = []
-    good: list[tuple[str, Interval]] = []
-    for exponent in e.design.base.exponents:
-        interval = e.intervals[exponent.name]
-        open_end = interval.low_open or interval.high_open
-        (weak if open_end or interval.high > WEAK_RATIO * interval.low else good).append((exponent.name, interval))
-    if weak:
-        names = " or ".join(name for name, _ in weak)
-        return "warn", f"weak: these rows cannot bound {names}, here {', '.join(f'{n} {i}' for n, i in weak)}"
-    return "ok", "bounded within a factor of five: " + ", ".join(f"{n} {i}" for n, i in good)
+    return findings.weak_exponents(e.design.base, e.intervals, points="these rows")
 
 
 def _at_bound(e: JointEvidence) -> Finding:
-    law, found = e.problem.law, []
-    for name, value, free in zip(law.amplitudes, e.solution.amplitudes, e.problem.free, strict=True):
-        if value == 0 and not free:
-            found.append(f"{name} is at 0")
-    for exponent, value in zip(law.exponents, e.solution.exponents, strict=True):
-        if value < exponent.low * 1.01:
-            found.append(f"{exponent.name} is at its lower bound {exponent.low:g}")
-        elif value > exponent.high / 1.01:
-            found.append(f"{exponent.name} is at its upper bound {exponent.high:g}")
-    if not found:
-        return "ok", "no parameter is at a bound"
-    floor = f"{law.floor} is at 0" in found
-    return "warn", listed(found) + ("; these rows show no floor" if floor else "")
+    return findings.parameters_at_bounds(e.problem, e.solution, no_floor="these rows show no floor")
 
 
 def _conditioning(e: JointEvidence) -> Finding:
-    number, weakest = e.conditioning.condition_number, listed(e.conditioning.weakest)
-    text = f"condition number {number:.3g}, weakest direction {weakest}"
-    if number > CONDITION_LIMIT:
-        return "warn", f"{weakest} trade off: {text} (limit {CONDITION_LIMIT:g})"
-    return "ok", text
+    return findings.conditioning(e.conditioning)
 
 
 def _floor_and_resolution(e: JointEvidence) -> Finding:
@@ -163,9 +128,7 @@ def _floor_and_resolution(e: JointEvidence) -> Finding:
 
 
 def _starts(e: JointEvidence) -> Finding:
-    share = e.solution.starts_agreeing
-    message = f"{share:.0%} of {e.solution.starts} starts reach the best objective"
-    return ("warn" if share < 0.1 else "ok"), message
+    return findings.starts(e.solution, least=0.1)
 
 
 def _clusters(e: JointEvidence) -> Finding:

@@ -10,7 +10,8 @@ import pandas as pd
 
 from patchscale.errors import UserError
 from patchscale.laws.bootstrap import Bootstrap, noise_draws, percentiles
-from patchscale.laws.checks import Check, HoldOut
+from patchscale.laws.checks import HoldOut
+from patchscale.laws.findings import Check
 from patchscale.laws.forms import Array, Axes
 from patchscale.laws.table import listed, plain
 from patchscale.laws.uncertainty import Interval, Profile
@@ -47,6 +48,16 @@ class Estimate:
 
     def __str__(self) -> str:
         return f"{self.value:.3g} {self.interval}"
+
+
+def estimates_of(
+    names: Sequence[str], values: Sequence[float] | Array, intervals: Mapping[str, Interval]
+) -> dict[str, Estimate]:
+    """Parameters by name, each with its interval."""
+    return {
+        name: Estimate(float(value), intervals[name].low, intervals[name].high, intervals[name])
+        for name, value in zip(names, values, strict=True)
+    }
 
 
 @dataclass(frozen=True, eq=False)

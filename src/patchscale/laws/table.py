@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from patchscale.errors import UserError
 
@@ -108,9 +109,52 @@ def varying(table: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     return [name for name in columns if name in table.columns and not constant(table[name])]
 
 
-def mixed_columns(rows: pd.DataFrame, target: Target) -> list[str]:
-    """Columns that should be fixed along a curve and are not."""
-    return varying(rows, (*HELD_FIXED, "metric_name") if target.is_error else HELD_FIXED)
+def undescribed_columns(rows: pd.DataFrame, law: "Law", target: Target, keys: Sequence[str] = ()) -> list[str]:
+    """Columns that vary and that neither the axes of the law nor the `keys`, groups and factors, describe.
+
+    The model and its image size may vary where the law has an axis for them. A column whose value follows from the
+    keys is described by them.
+    """
+    axes = {axis.column for axis in law.axes}
+    described = {*axes, *keys}
+    if len(axes) > 1 or keys:
+        # in one curve the recipe is fixed; over models and images its settings differ with them
+        described.add("settings")
+    if axes & {"params_backbone", "llm_params", "flops_train_total"}:
+        described.add("model")
+    if axes & {"tokens", "visual_tokens"}:
+        described.add("img_size")
+    if axes & {"flops_train_total", "train_images", "images_seen"}:
+        described |= {"epochs", "images_seen", "train_images"}
+    candidates = (*HELD_FIXED, "task_group", "family", "pretrain_tag", *(["metric_name"] if target.is_error else []))
+    left = [name for name in varying(rows, candidates) if name not in described]
+    if not keys:
+        return left
+    groups = [group for _, group in rows.groupby(list(keys), dropna=False)]
+    return [name for name in left if any(varying(group, [name]) for group in groups)]
+
+
+def measured_values(rows: pd.DataFrame, law: "Law", target: Target, label: str) -> NDArray[np.float64]:
+    """The target of every row; raises `UserError` for values that no law reaches, naming the first row's place."""
+    values = target.values(rows).to_numpy(float)
+    reached = (values > 0) & (values < (1.0 if target.logit else np.inf))
+    if not reached.all():
+        first = rows[~reached].iloc[0]
+        place = ", ".join(f"{axis.column.removesuffix('_size')} {first[axis.column]:g}" for axis in law.axes)
+        what = "between 0 and 1" if target.logit else "positive"
+        remedy = "fit the loss, or leave the row out" if target.is_error else "a cross-entropy is positive; check it"
+        raise UserError(f"{label}: the {target.name} at {place} is not {what}, the law cannot reach it; {remedy}")
+    return values
+
+
+def known_noise(rows: pd.DataFrame, column: str | None, label: str) -> NDArray[np.float64] | None:
+    """The standard deviations in `column`, None without one; raises `UserError` for cells that are none."""
+    if not column:
+        return None
+    noise = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
+    if not (np.isfinite(noise) & (noise > 0)).all():
+        raise UserError(f"{label}: column {column!r} must hold a positive standard deviation in every fitted row")
+    return noise
 
 
 def curve_columns(table: pd.DataFrame, target: Target, by: Sequence[str] | None) -> list[str]:

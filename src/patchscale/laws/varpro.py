@@ -11,7 +11,7 @@ G exponent vectors, q exponents, n points, k amplitudes, m amplitudes of one fac
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 
 import numpy as np
@@ -56,6 +56,11 @@ class Problem:
 
     scales: Mapping[str, float] = field(default_factory=dict)
     """What each axis was divided by; empty if axes are in stated units."""
+
+    def part(self, kept: NDArray[np.bool_]) -> "Problem":
+        """The same problem with some of its points."""
+        axes = {name: cells[kept] for name, cells in self.axes.items()}
+        return replace(self, axes=axes, measured=self.measured[kept], sigma=self.sigma[kept])
 
     def stated(self, exponents: Array, amplitudes: Array) -> tuple[Array, Array]:
         """Exponents [G, q] and amplitudes [G, k] for axes in stated units."""
