@@ -212,6 +212,27 @@ def test_a_form_with_too_many_exponents_for_one_curve_is_sent_to_fit_law(planted
         fit_curves(planted.curve(), form="relative-patch")
 
 
+AMPLITUDES = (("a", 0.006), ("b", 0.01))
+
+
+def test_curves_are_fitted_with_any_law_of_one_axis(planted):
+    curves = pd.concat([planted.curve(A=A, patch_sizes=(16, 12, 8, 6, 4, 2, 1)).assign(model=m) for m, A in AMPLITUDES])
+    fits = fit_curves(curves, form="shifted")
+    assert [fit.curve["model"] for fit in fits] == ["a", "b"]
+    for fit, (_, A) in zip(fits, AMPLITUDES, strict=True):
+        assert fit.predict([4.0])["predicted"].iloc[0] == pytest.approx(0.8 + A * 4**1.4, rel=1e-4)
+        assert str(fit).startswith(f"{fit.label}: y = E + A * (p + p0)^a describes the test loss")
+    with pytest.raises(UserError, match="form 'tokens' has 2 axes, and a curve has one; fit all rows at once"):
+        fit_curves(curves, form="tokens")
+
+
+def test_curves_of_logits_describe_logits(planted):
+    p = planted.curve()["patch_size"]
+    error = 1 / (1 + np.exp(-(-1.5 + 0.05 * p**1.2)))
+    fits = fit_curves(pd.DataFrame({"patch_size": p, "metric": 1 - error}), target="logit-error")
+    assert fits[0].parameters["E"].value == pytest.approx(-1.5, abs=1e-3)
+
+
 def test_the_input_table_is_left_alone(study):
     before = study.copy()
     fit_curves(study)

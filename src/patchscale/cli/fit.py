@@ -92,6 +92,7 @@ def fit(
     from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
     from patchscale.laws.fit import fit_curves, fit_parts
+    from patchscale.laws.forms import law_named
     from patchscale.laws.table import shorten
 
     if list_forms:
@@ -138,7 +139,7 @@ def fit(
         options |= {"draws": draws, "huber": huber or None, "cluster_by": _names(cluster_by) or None}
         design_runs(table, design, grid, options, runs=runs, method=design_method, json=json)
         return
-    if form == "patch" and target != "logit-error" and not (groups or factors or huber):
+    if law_named(form).one_curve and target != "logit-error" and not (groups or factors or huber):
         fits = fit_curves(table, by=_names(by) or None, **options)
     else:
         options |= {"groups": _names(groups), "factors": _names(factors), "cluster_by": _names(cluster_by) or None}

@@ -6,7 +6,7 @@ the two agree within 0.5 %. With a `noise` column the residuals are (law - value
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,8 +37,10 @@ from patchscale.laws.varpro import Problem, solve
 
 __all__ = ["Check", "Estimate", "Fit", "FitList", "HoldOut", "Refused", "fit_curves", "fit_law"]
 
-STARTS = {1: 16, 2: 64, 3: 64}
-"""Scattered starts, by number of exponents."""
+STARTS = 16
+"""Scattered starts of a curve."""
+MOST_EXPONENTS = 3
+"""More are not fitted to curves one by one."""
 HOLDOUT_STARTS = 4
 
 
@@ -121,8 +123,7 @@ def fit_law(
         level=level,
         allow_mixed=allow_mixed,
     )
-    single = law.one_curve and not (groups or factors or goal.logit or residuals == "log" or huber)
-    if not single:
+    if not options.as_curve:
         return fit_joint(table, options, label=label)
     require_columns(table, law, goal, [noise] if noise else [])
     rows, dropped = split_usable(table, law, goal)
@@ -150,11 +151,14 @@ def fit_curves(
     `why_empty()` then says why.
     """
     law, goal = law_named(form), target_named(target)
-    if len(law.exponents) not in STARTS:
+    at_once = f"fit all rows at once with fit_law(table, form={law.name!r})"
+    if len(law.exponents) > MOST_EXPONENTS:
         raise UserError(
             f"form {law.name!r} has {len(law.exponents)} exponents, curves one by one are fitted with at most "
-            f"{max(STARTS)}; fit all rows at once with fit_law(table, form={law.name!r})"
+            f"{MOST_EXPONENTS}; {at_once}"
         )
+    if len(law.axes) > 1:
+        raise UserError(f"form {law.name!r} has {len(law.axes)} axes, and a curve has one; {at_once}")
     options = FitOptions(law=law, target=goal, level=level, noise=noise, allow_mixed=allow_mixed)
     require_columns(table, law, goal, [noise] if noise else [])
     rows, dropped = split_usable(table, law, goal)
@@ -165,7 +169,10 @@ def fit_curves(
     for group, curve, label in zip(groups, curves, label_curves(curves, columns), strict=True):
         lost = _belonging(dropped, {name: curve[name] for name in columns})
         try:
-            fits.append(_fit_one(group, lost, options, curve, label))
+            if options.as_curve:
+                fits.append(_fit_one(group, lost, options, curve, label))
+            else:
+                fits.append(replace(fit_joint(group, options, label=label), curve=curve, dropped=lost))
         except UserError as error:
             refused.append(Refused(label, curve, str(error)))
     return FitList(fits, refused, dropped)
@@ -206,7 +213,7 @@ def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: FitOptions, cur
     values, sigma = measured_values(rows, law, target, label), known_noise(rows, noise, label)
     axes = {axis.column: rows[axis.column].to_numpy(float) for axis in law.axes}
     problem = Problem(law, axes, values, values if sigma is None else sigma, relative=sigma is None)
-    solution = solve(problem, starts=STARTS[len(law.exponents)])
+    solution = solve(problem, starts=STARTS)
     profile = Profile.of(problem, solution, level=level)
     intervals = profile.intervals()
     condition = conditioning(problem, solution)

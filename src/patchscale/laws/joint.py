@@ -73,6 +73,12 @@ class FitOptions:
             raise UserError(f"draws={self.draws} are too few for an interval; 1000 is usual")
 
     @property
+    def as_curve(self) -> bool:
+        """Whether this is a curve, fitted on its own (`fit.py`), and not a joint fit."""
+        asked = self.groups or self.factors or self.target.logit or self.residuals == "log" or self.huber
+        return self.law.one_curve and not asked
+
+    @property
     def factor_columns(self) -> list[str]:
         """The columns of the factors, without the sign of those that add."""
         return [text.removeprefix("+") for text in self.factors]
