@@ -11,6 +11,7 @@ from operator import index
 from typing import Literal
 
 from patchscale.errors import UserError
+from patchscale.whole_numbers import whole_number
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +128,9 @@ def format_img_size(img_size: int | tuple[int, int]) -> int | str:
 
 def parse_img_size(text: str, *, name: str = "img_size") -> int | tuple[int, int]:
     """The inverse of `format_img_size`, from text; raises `UserError`, about `name`, for anything else."""
-    sides = text.lower().split("x")
-    if len(sides) > 2 or not all(side.isdecimal() for side in sides):
-        raise UserError(f"{name} {text!r}: give pixels, one side (224) or height x width (128x256)")
-    return int(text) if len(sides) == 1 else (int(sides[0]), int(sides[1]))
+    sides = [whole_number(side) for side in text.lower().split("x")]
+    if len(sides) == 1 and sides[0] is not None:
+        return sides[0]
+    if len(sides) == 2 and sides[0] is not None and sides[1] is not None:
+        return sides[0], sides[1]
+    raise UserError(f"{name} {text[:40]!r}: give pixels, one side (224) or height x width (128x256)")

@@ -105,6 +105,13 @@ MISTAKES = {
         ["3.png"],
         lambda: (write_mask_data(), Path("scenes/masks/train/3.png").unlink()),
     ),
+    "patch of very many digits": (["cost", "vit_tiny", "--patch-size", "9" * 5000, "--img-size", "224"], ["999"], None),
+    "image of very many digits": (["cost", "vit_tiny", "--patch-size", "8", "--img-size", "8" * 5000], ["888"], None),
+    "very many images": (
+        ["cost", "vit_tiny", "--patch-size", "8", "--img-size", "224", "--device", "h100", "--images", "7" * 5000],
+        ["777"],
+        None,
+    ),
     "eval of nothing": (["eval", "absent"], ["absent", "not a run directory"], None),
     "eval of a bad split": (["eval", "absent", "--split", "training"], ["training"], None),
     "study missing": (["sweep", "absent.yaml"], ["absent.yaml", "no such file"], None),

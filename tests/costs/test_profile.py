@@ -8,6 +8,7 @@ import pytest
 from patchscale.costs.counts import count
 from patchscale.costs.profile import (
     DeviceProfile,
+    check_profiles_folder,
     list_profiles,
     load_profile,
     profile_name,
@@ -213,6 +214,9 @@ def damaged(change):
         damaged(lambda written: written.update(infer=None)),
         damaged(lambda written: written["train"].update(seconds={})),
         damaged(lambda written: written["train"].update(overlap=0)),
+        damaged(lambda written: written["train"].update(overlap=10**6)),
+        damaged(lambda written: written["train"].update(fit_error=float("nan"))),
+        damaged(lambda written: written["infer"].update(leave_one_out_error=-0.1)),
         damaged(lambda written: written["train"]["seconds"].update(linear=-1)),
         damaged(lambda written: written["train"]["seconds"].update(linear=float("nan"))),
         damaged(lambda written: written["train"]["seconds"].update(magic=1)),
@@ -235,6 +239,13 @@ def test_a_folder_that_cannot_be_written_is_said(profile, tmp_path, monkeypatch)
     monkeypatch.setenv("PATCHSCALE_CONFIG_DIR", str(tmp_path / "file"))
     with pytest.raises(UserError, match="cannot be written"):
         save_profile(profile)
+    with pytest.raises(UserError, match="set PATCHSCALE_CONFIG_DIR to another folder"):
+        check_profiles_folder()
+
+
+def test_a_look_at_the_folder_leaves_nothing_in_it(folder):
+    check_profiles_folder()
+    assert list(folder.iterdir()) == []
 
 
 def test_a_damaged_profile_stands_in_no_other_devices_way():

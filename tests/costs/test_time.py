@@ -1,11 +1,13 @@
 """Assumed and calibrated times: the published hours, what is computed again, and what is said about it. No torch."""
 
+import re
 from dataclasses import replace
 
 import pytest
 
 from patchscale.costs import time as time_module
 from patchscale.costs.counts import count
+from patchscale.costs.estimate import estimate_cost
 from patchscale.costs.profile import DeviceProfile, save_profile
 from patchscale.costs.roofline import Speeds
 from patchscale.costs.time import ASSUMED_MFU, flops_train_executed, run_hours, step_time
@@ -184,3 +186,30 @@ def test_scores_that_are_written_are_not_computed_again():
     written = count("beit_base_patch16_224", patch_size=16, img_size=224)  # its position biases are learned
     assert flops_train_executed(fused) == fused.flops_train + fused.macs["attention_quadratic"]
     assert flops_train_executed(written) == written.flops_train
+
+
+def test_every_micro_batch_goes_through_all_layers(profile):
+    counts = count("vit_tiny", patch_size=16, img_size=224)
+    whole = step_time(counts, device=profile, batch_size=8)
+    parts = step_time(counts, device=profile, batch_size=8, micro_batch_size=3)
+    launching_s = profile.train.seconds["layers"] * 3 * 12  # forward and backward of twelve blocks
+    assert parts.step_time_s - whole.step_time_s == pytest.approx(2 * launching_s)  # three passes instead of one
+    assert step_time(counts, device=profile, batch_size=8, micro_batch_size=16) == whole
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"patch_size": 16.0}, "patch_size=16.0: give a whole number, at least 1"),
+        ({"batch_size": 0}, "batch_size=0: give a whole number, at least 1"),
+        ({"micro_batch_size": "2"}, "micro_batch_size='2': give a whole number"),
+        ({"num_classes": -1}, "num_classes=-1: give a whole number, at least 0"),
+        ({"num_classes": None}, "num_classes=None: give a whole number, at least 0"),
+        ({"pos_embed": "rope"}, "pos_embed='rope': choose learned or sincos2d"),
+        ({"precision": "fp8"}, "precision='fp8': choose"),
+        ({"num_threads": 0}, "num_threads=0: give a whole number, at least 1"),
+    ],
+)
+def test_estimates_refuse_what_is_no_number(options, words):
+    with pytest.raises(UserError, match=re.escape(words)):
+        estimate_cost("vit_tiny", **{"patch_size": 16, "img_size": 224, **options})

@@ -337,10 +337,11 @@ def _calibrate(device: str | None, precision: str | None, num_threads: int | Non
 
     from patchscale.cli.measuring import progress, say
     from patchscale.cli.output import print_json, print_table
-    from patchscale.costs.profile import save_profile
+    from patchscale.costs.profile import check_profiles_folder, save_profile
     from patchscale.measurements.calibrate import calibrate
     from patchscale.reports.words import percent, size_bytes
 
+    check_profiles_folder()
     with progress(None) as tell:
         profile = calibrate(
             device or "auto",

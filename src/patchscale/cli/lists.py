@@ -5,6 +5,7 @@ from typing import TypeVar
 
 from patchscale.errors import UserError
 from patchscale.shapes import parse_img_size
+from patchscale.whole_numbers import MOST_DIGITS, whole_number
 
 Value = TypeVar("Value")
 
@@ -21,9 +22,13 @@ def listed_numbers(option: str, text: str) -> list[int]:
     """Positive whole numbers; raises `UserError` about `option` for anything else."""
 
     def parse(part: str) -> int:
-        if not part.isdecimal() or int(part) < 1:
-            raise UserError(f"{option} {text!r}: {part!r} is not a positive whole number; give such as 16,8,4")
-        return int(part)
+        number = whole_number(part)
+        if not number:
+            raise UserError(
+                f"{option} {text[:40]!r}: {part[:40]!r} is not a positive whole number of up to {MOST_DIGITS} digits; "
+                "give such as 16,8,4"
+            )
+        return number
 
     return listed(option, text, parse, "16,8,4")
 

@@ -1,7 +1,8 @@
 """`estimate_cost`: one call from a model's name to everything it costs."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from operator import index
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from patchscale.costs.activations import Precision
 from patchscale.costs.counts import Counts, count
@@ -9,6 +10,7 @@ from patchscale.costs.memory import Memory, infer_memory, train_memory
 from patchscale.costs.params import PosEmbed
 from patchscale.costs.profile import DeviceProfile
 from patchscale.costs.time import StepTime, find_device, flops_train_executed, run_hours, step_time
+from patchscale.errors import UserError
 from patchscale.shapes import format_img_size
 
 if TYPE_CHECKING:
@@ -146,8 +148,20 @@ def estimate_cost(
     `device` is a name of `patchscale.costs.hardware.DEVICES` or of a profile (`patchscale cost --calibrate`); without
     one, memory is that of a GPU. `precision` and `num_threads` (which matter on a CPU only) are the profile's if not
     given, else bf16 and 1. A built-in model needs no torch; other timm names do. Raises `UserError` for a patch size
-    that does not divide the image, an unknown model, task, head or device, and for a timm name without torch.
+    that does not divide the image, an unknown model, task, head or device, for a timm name without torch, and for
+    numbers that are none.
     """
+    _check_numbers(
+        patch_size=patch_size,
+        num_classes=num_classes,
+        batch_size=batch_size,
+        micro_batch_size=micro_batch_size,
+        num_threads=num_threads,
+    )
+    if pos_embed not in get_args(PosEmbed):
+        raise UserError(f"pos_embed={pos_embed!r}: choose {' or '.join(get_args(PosEmbed))}")
+    if precision is not None and precision not in get_args(Precision):
+        raise UserError(f"precision={precision!r}: choose {' or '.join(get_args(Precision))}")
     counts = count(
         model,
         patch_size=patch_size,
@@ -185,6 +199,7 @@ def estimate_cost(
             device=found if isinstance(found, DeviceProfile) else found.name,
             train=train,
             batch_size=batch_size,
+            micro_batch_size=micro_batch_size if train else None,
             precision=precision,
             activation_checkpointing=train and activation_checkpointing,
             num_threads=num_threads,
@@ -198,3 +213,17 @@ def estimate_cost(
         memory=memory,
         time=time,
     )
+
+
+def _check_numbers(*, num_classes: Any, **at_least_1: Any) -> None:
+    """Raises `UserError` for what is no whole number, or too small."""
+    for name, value in {"num_classes": num_classes, **at_least_1}.items():
+        lowest = 0 if name == "num_classes" else 1
+        if value is None and name in ("micro_batch_size", "num_threads"):
+            continue
+        try:
+            too_small = index(value) < lowest
+        except TypeError:
+            too_small = True
+        if too_small:
+            raise UserError(f"{name}={value!r}: give a whole number, at least {lowest}")

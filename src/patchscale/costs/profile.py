@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import tempfile
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -17,6 +18,8 @@ from patchscale.errors import UserError
 from patchscale.files import write_json
 
 FORMAT = 1
+MOST_OVERLAP = 64
+"""Beyond it the norm that adds up two times is their maximum, and its powers overflow."""
 NAME = re.compile(r"[a-z0-9][a-z0-9._-]*")
 
 
@@ -77,10 +80,23 @@ def save_profile(profile: DeviceProfile) -> Path:
     try:
         write_json(path, {"format": FORMAT, **asdict(profile)})
     except OSError as error:
-        raise UserError(
-            f"profile {path} cannot be written ({error.strerror}); set PATCHSCALE_CONFIG_DIR to another folder"
-        ) from None
+        raise _unwritable(path, error) from None
     return path
+
+
+def check_profiles_folder() -> None:
+    """Raises `UserError` if no profile could be kept here; for before the minutes of a measurement."""
+    folder = profiles_folder()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+
+
+def _unwritable(path: Path, error: OSError) -> UserError:
+    return UserError(f"profile {path} cannot be written ({error.strerror}); set PATCHSCALE_CONFIG_DIR to another folder")
 
 
 def load_profile(name: str) -> DeviceProfile:
@@ -135,14 +151,21 @@ def _read_speeds(written: Any) -> Speeds:
         raise ValueError("a speed is not a positive number")
     return Speeds(
         seconds=seconds,
-        overlap=_positive_whole(written["overlap"]),
-        fit_error=float(written["fit_error"]),
-        leave_one_out_error=float(written["leave_one_out_error"]),
+        overlap=_overlap(written["overlap"]),
+        fit_error=_share("fit_error", written["fit_error"]),
+        leave_one_out_error=_share("leave_one_out_error", written["leave_one_out_error"]),
         undetermined=tuple(map(str, written["undetermined"])),
     )
 
 
-def _positive_whole(value: Any) -> int:
-    if not isinstance(value, int) or value < 1:
+def _overlap(value: Any) -> int:
+    if not isinstance(value, int) or not 1 <= value <= MOST_OVERLAP:
         raise ValueError(f"overlap is {value!r}")
     return value
+
+
+def _share(name: str, value: Any) -> float:
+    number = float(value)
+    if not (math.isfinite(number) and number >= 0):
+        raise ValueError(f"{name} is {value!r}")
+    return number

@@ -69,9 +69,16 @@ class Speeds:
 
 
 def step_work(
-    counts: Counts, *, train: bool, batch_size: int = 1, activation_checkpointing: bool = False
+    counts: Counts,
+    *,
+    train: bool,
+    batch_size: int = 1,
+    micro_batch_size: int | None = None,
+    activation_checkpointing: bool = False,
 ) -> dict[str, float]:
     """How much of each of `TERMS` one step does; training numbers are forward and backward.
+
+    Every micro-batch goes through all layers: only what a layer costs whatever its size counts as often.
 
     Raises `UserError` as `patchscale.costs.counted` does, for a timm model without torch.
     """
@@ -82,7 +89,7 @@ def step_work(
     attention, scan = macs.pop("attention_quadratic", 0), macs.pop("scan", 0)
     macs.pop("conv", 0)  # a few MACs for each number that it reads: its time is that of moving them
     return {
-        "layers": passes * depth,
+        "layers": passes * depth * math.ceil(batch_size / min(micro_batch_size or batch_size, batch_size)),
         "linear": batch_size * sum(macs.values()),
         "attention": batch_size * attention,
         "scan": batch_size * scan,

@@ -44,11 +44,14 @@ def step_time(
     device: str | DeviceProfile,
     train: bool = True,
     batch_size: int = 1,
+    micro_batch_size: int | None = None,
     precision: str | None = None,
     activation_checkpointing: bool = False,
     num_threads: int | None = None,
 ) -> StepTime:
     """Time of one step of `batch_size` images on `device`: a profile, its name, or a name of `hardware.DEVICES`.
+
+    A batch in parts of `micro_batch_size` takes longer by what each pass costs whatever its size; a profile knows it.
 
     A named device ("h100", "cpu") is calibrated if a profile of one is stored. `precision` is that of the profile, or
     bf16, if not given. Profiles of other threads than `num_threads`, or of another torch version, are used, and
@@ -66,7 +69,13 @@ def step_time(
                 f"or run patchscale cost --calibrate --precision {precision}"
             )
         speeds = profile.train if train else profile.infer
-        work = step_work(counts, train=train, batch_size=batch_size, activation_checkpointing=activation_checkpointing)
+        work = step_work(
+            counts,
+            train=train,
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            activation_checkpointing=activation_checkpointing,
+        )
         return _step_time(
             counts,
             speeds.time_s(work),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from patchscale.config import FOLDER_DATASETS, SCENES_PER_SPLIT, DataConfig, RunConfig
 from patchscale.errors import UserError
+from patchscale.whole_numbers import whole_number
 
 NAMED_SETS = {
     "fashion_mnist": (60_000, 10),
@@ -59,11 +60,11 @@ def published_images(text: str) -> int:
         return PUBLISHED_IMAGES[text]
     if text in NAMED_SETS:
         return NAMED_SETS[text][0]
-    digits = text.replace("_", "")
-    if not digits.isdecimal() or int(digits) < 1:
+    number = whole_number(text.replace("_", ""))
+    if not number:
         names = ", ".join([*PUBLISHED_IMAGES, *NAMED_SETS])
-        raise UserError(f"images {text!r}: give a number of images, or one of {names}")
-    return int(digits)
+        raise UserError(f"images {text[:40]!r}: give a number of images, or one of {names}")
+    return number
 
 
 def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
