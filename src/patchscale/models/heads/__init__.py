@@ -1,0 +1,1 @@
+"""Heads that read feature maps, built from `patchscale.head_shapes`: the same numbers that their cost follows from."""
