@@ -195,12 +195,16 @@ def test_laws_are_compared():
     lines = result.stdout.splitlines()
     assert lines[0].startswith("2 forms on 42 runs: by AICc relative-patch:h=0 leads, ")
     assert "carrying the last value forward" in lines[0]
-    header, first, second, carried = (line.split("\t") for line in lines[1:5])
-    assert header[:2] == ["form", "parameters"]
-    assert "patch_size 1" in header
-    assert (first[0], second[0], carried[0]) == ("relative-patch:h=0", "product", "last value carried forward")
+    header, first, second, blank, title, axes, *left_out = (line.split("\t") for line in lines[1:10])
+    assert header == ["form", "parameters", "AICc", "behind", "RMSE (points)", "inside levels"]
+    assert (first[0], second[0]) == ("relative-patch:h=0", "product")
     assert first[3] == "0.0"
     assert float(second[3]) > 10
+    assert (blank, "left out and predicted from the rest" in title[0]) == ([""], True)
+    sides = ["patch_size inside", "patch_size 1", "img_size inside", "img_size 224"]
+    assert axes == ["form", *sides, "params_backbone inside", "params_backbone 3.442e+08"]
+    assert [row[0] for row in left_out] == ["relative-patch:h=0", "product", "last value carried forward"]
+    assert float(left_out[0][1]) < float(left_out[1][1]) < float(left_out[2][1])
     assert "not compared: tokens: img_size varies" in result.stdout
     assert "not compared: additive:patch_size,tokens: the rows differ in " in result.stdout
 

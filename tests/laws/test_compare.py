@@ -168,3 +168,28 @@ def test_json_holds_what_is_printed(adventurer):
     assert values["sentence"] == str(adventurer)
     assert values["disagree"] is True
     assert {row["form"] for row in values["holdouts"]} == {row["form"] for row in values["forms"]}
+
+
+def test_encoder_terms_are_candidates_where_the_table_has_what_the_encoder_sees():
+    """Four language models, five image sizes, tokens merged after the encoder; the term is planted, then left out."""
+    rows = [
+        {"llm_params": N, "img_size": r, "patch_size": 14, "visual_tokens": (r / 14) ** 2 / share}
+        for N in (5e8, 2e9, 7e9, 3e10)
+        for r in (224, 336, 448, 672, 896)
+        for share in (1, 9)
+    ]
+    table = pd.DataFrame(rows)
+    noise = np.random.default_rng(0).normal(scale=1e-3, size=len(table))
+    language = 0.1 + 10 * table["llm_params"] ** -0.2 * table["visual_tokens"] ** -0.1
+    seen = 2 * (table["patch_size"] / table["img_size"]) ** 1.1
+    found = compare_laws(table.assign(metric=1 - (language + seen) * (1 + noise)), target="error")
+    assert found.scores[0].form == "vlm:encoder"
+    assert {score.form for score in found.scores} == {"vlm", "vlm-additive", "vlm:encoder", "vlm-additive:encoder"}
+    assert set(found.columns) == {"llm_params", "visual_tokens", "img_size"}
+    frame = found.frame().set_index("form")
+    for column in found.columns:
+        assert np.isfinite(frame.loc["vlm:encoder", column])
+        assert frame.loc["vlm:encoder", f"{column}_end"] < frame.loc["vlm", f"{column}_end"]
+    without = compare_laws(table.assign(metric=1 - language * (1 + noise)), target="error")
+    assert without.scores[0].form == "vlm"
+    assert not compare_laws(table.drop(columns=["patch_size"]).assign(metric=1 - language), target="error").refused

@@ -20,26 +20,42 @@ def compare(table: "pd.DataFrame", forms: str, options: dict[str, Any], *, json:
 
 def _print(found: "Comparison") -> None:
     from patchscale.cli.output import print_table
+    from patchscale.laws.compare import CARRIED
 
     print(found)
     unit = found.unit.strip() or "loss"
-    ends = found.holdouts[found.holdouts["side"] == "end"].drop_duplicates("column")
-    rows = []
-    for row in found.frame().to_dict("records"):
-        line = {
-            "form": row["form"],
-            "parameters": row["parameters"] or None,
-            "AICc": _number(row["aicc"], ".1f"),
-            "behind": _number(row["behind"], ".1f"),
-            f"RMSE ({unit})": _number(row["rmse"], ".3g"),
-            "inside levels": _number(row["inside"], ".3g"),
-        }
-        for column, value in zip(ends["column"], ends["value"], strict=True):
-            line[f"{column} {value:.4g}"] = _number(row[f"{column}_end"], ".3g")
-        rows.append(line)
-    print_table(rows)
+    table = found.frame().to_dict("records")
+    print_table(
+        [
+            {
+                "form": row["form"],
+                "parameters": row["parameters"],
+                "AICc": _number(row["aicc"], ".1f"),
+                "behind": _number(row["behind"], ".1f"),
+                f"RMSE ({unit})": _number(row["rmse"], ".3g"),
+                "inside levels": _number(row["inside"], ".3g"),
+            }
+            for row in table
+            if row["form"] != CARRIED
+        ]
+    )
+    if found.columns:
+        print()
+        print(f"Levels of each axis left out and predicted from the rest, RMSE ({unit}): those inside, and the end.")
+        print_table([{"form": row["form"]} | _left_out(found, row) for row in table])
     for one in found.refused:
         print(f"not compared: {one.reason}")
+
+
+def _left_out(found: "Comparison", row: dict[str, Any]) -> dict[str, str]:
+    """For each axis the error over its inside levels, and at the end one extrapolates to."""
+    ends = found.holdouts[found.holdouts["side"] == "end"].drop_duplicates("column").set_index("column")["value"]
+    line = {}
+    for column in found.columns:
+        line[f"{column} inside"] = _number(row[column], ".3g")
+        if column in ends.index:
+            line[f"{column} {ends[column]:.4g}"] = _number(row[f"{column}_end"], ".3g")
+    return line
 
 
 def _number(value: float, form: str) -> str:

@@ -32,6 +32,8 @@ SHORT_LIST = (
     "tokens",
     "vlm",
     "vlm-additive",
+    "vlm:encoder",
+    "vlm-additive:encoder",
 )
 """Compared when no forms are named, as far as the table has their columns."""
 CARRIED = "last value carried forward"
