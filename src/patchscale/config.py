@@ -193,6 +193,10 @@ class ExecutionConfig:
     """CPU threads of torch; default: OMP_NUM_THREADS or torch's own choice."""
     checkpoint_every_s: float = Field(default=60.0, ge=0)
     """Seconds between checkpoints; 0 saves at every step."""
+    keep_checkpoints: int = Field(default=1, ge=1)
+    """So many of the newest checkpoints are kept while the run lasts."""
+    keep_best: bool = False
+    """Keep the checkpoint of the lowest validation loss too, also when the run has ended."""
     log_every_steps: int = Field(default=10, ge=1)
     micro_batch_size: Annotated[int | Literal["auto"], PlainValidator(_auto_or_images)] = "auto"
     """Images per forward and backward pass; their gradients add up to those of the batch. auto: as many as fit.

@@ -17,3 +17,7 @@ class RunFailed(RuntimeError):
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
         self.kind = kind
+
+    def __reduce__(self) -> tuple[type["RunFailed"], tuple[str, str]]:
+        """Both arguments, so that it can be sent between processes."""
+        return RunFailed, (self.kind, str(self))

@@ -1,5 +1,4 @@
 import json
-import pickle
 
 import pytest
 import torch
@@ -8,12 +7,11 @@ from torch import nn
 
 from patchscale.errors import UserError
 from patchscale.training.checkpoint import (
+    Checkpoints,
     Totals,
     TrainingState,
-    load_checkpoint,
     load_weights,
     remove_leftovers,
-    save_checkpoint,
     save_weights,
 )
 
@@ -44,66 +42,176 @@ def tensors(state):
     return [*state.task.state_dict().values(), *state.ema.module.state_dict().values()]
 
 
-def test_a_restored_state_goes_on_bit_for_bit(tmp_path):
-    path = tmp_path / "checkpoint" / "last.pt"
+def equal(one, other):
+    return all(torch.equal(a, b) for a, b in zip(tensors(one), tensors(other), strict=True))
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.fixture
+def checkpoints(tmp_path):
+    return Checkpoints(tmp_path / "checkpoint", identity="abc")
+
+
+def test_a_restored_state_goes_on_bit_for_bit(checkpoints):
     undisturbed = make_state(steps=7)
     stopped = make_state(steps=3)
-    save_checkpoint(path, stopped, "abc")
+    stopped.totals.validation = {"loss": 0.1 + 0.2, "per_class": [1 / 3, None]}
+    undisturbed.totals.validation = dict(stopped.totals.validation)
+    checkpoints.save(stopped)
     resumed = make_state(seed=99)
-    assert load_checkpoint(path, resumed, "abc")
+    assert checkpoints.load(resumed)
+    assert resumed.optimizer.state_dict()["param_groups"] == stopped.optimizer.state_dict()["param_groups"]
     take_steps(resumed, 4)
-    assert all(torch.equal(a, b) for a, b in zip(tensors(resumed), tensors(undisturbed), strict=True))
+    assert equal(resumed, undisturbed)
     assert resumed.totals == undisturbed.totals
 
 
-def test_no_checkpoint_is_not_an_error(tmp_path):
-    assert not load_checkpoint(tmp_path / "last.pt", make_state(), "abc")
+def test_a_state_that_went_on_goes_back_bit_for_bit(checkpoints):
+    state = make_state(steps=3)
+    checkpoints.save(state)
+    take_steps(state, 5)
+    assert checkpoints.load(state)
+    assert state.totals.step == 3
+    take_steps(state, 2)
+    assert equal(state, make_state(steps=5))
 
 
-def damaged(path):
+def test_before_the_first_step_there_is_no_optimizer_state_to_save(checkpoints):
+    checkpoints.save(make_state(seed=5))
+    state = make_state(seed=6)
+    assert checkpoints.load(state)
+    take_steps(state, 2)
+    assert equal(state, make_state(seed=5, steps=2))
+
+
+def test_no_checkpoint_is_not_an_error(checkpoints):
+    assert not checkpoints.load(make_state())
+    checkpoints.clear()
+
+
+def test_the_newest_are_kept_and_the_best(tmp_path):
+    folder = tmp_path / "checkpoint"
+    checkpoints = Checkpoints(folder, identity="abc", keep_last=2, keep_best=True)
+    state = make_state()
+    for loss in (0.9, 0.3, None, 0.5, 0.3, None):
+        take_steps(state, 1)
+        checkpoints.save(state, loss=loss)
+    assert names(folder) == ["step-00000002", "step-00000005", "step-00000006"]
+    checkpoints.clear()
+    assert names(folder) == ["step-00000002"]
+    assert checkpoints.load(state)
+    assert state.totals.step == 2
+    Checkpoints(folder, identity="abc").clear()
+    assert names(folder) == []
+
+
+def cut_off(path):
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
+
+
+def one_bit_flipped(path):
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(bytes(content))
 
 
 def emptied(path):
     path.write_bytes(b"")
 
 
-def other_format(path):
-    torch.save({"model": {}}, path)
+def removed(path):
+    path.unlink()
 
 
-def unsafe(path):
-    path.write_bytes(pickle.dumps({"format": print}, protocol=2))
+DAMAGE = [
+    (cut_off, "manifest.json", r"manifest\.json cannot be read"),
+    (emptied, "manifest.json", r"manifest\.json cannot be read"),
+    (one_bit_flipped, "manifest.json", r"manifest\.json"),
+    (removed, "manifest.json", r"manifest\.json is missing"),
+    (cut_off, "rank-00000.safetensors", r"rank-00000\.safetensors is cut off"),
+    (emptied, "rank-00000.safetensors", r"rank-00000\.safetensors is cut off"),
+    (one_bit_flipped, "rank-00000.safetensors", r"rank-00000\.safetensors has changed"),
+    (removed, "rank-00000.safetensors", r"rank-00000\.safetensors is missing"),
+]
 
 
-@pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (damaged, "damaged checkpoint"),
-        (emptied, "damaged checkpoint"),
-        (unsafe, "damaged checkpoint"),
-        (other_format, "not a checkpoint of this version"),
-    ],
-)
-def test_a_damaged_or_foreign_file_is_named_with_the_remedy(tmp_path, spoil, words):
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, make_state(steps=1), "abc")
-    spoil(path)
-    with pytest.raises(UserError, match=words) as caught:
-        load_checkpoint(path, make_state(), "abc")
+@pytest.mark.parametrize(("spoil", "name", "words"), DAMAGE)
+def test_damage_is_named_with_the_remedy(checkpoints, spoil, name, words):
+    checkpoints.save(make_state(steps=1))
+    path = checkpoints.folder / "step-00000001"
+    spoil(path / name)
+    with pytest.raises(UserError, match=rf"damaged checkpoint \({words}.*and no older one is whole") as caught:
+        checkpoints.load(make_state())
     assert str(path) in str(caught.value)
-    assert "move it away" in str(caught.value)
+    assert f"move {checkpoints.folder} away" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
-def test_the_checkpoint_of_another_run_is_refused(tmp_path):
-    path = tmp_path / "last.pt"
-    save_checkpoint(path, make_state(), "abc")
+@pytest.mark.parametrize(("spoil", "name", "words"), DAMAGE)
+def test_a_damaged_one_is_passed_over_for_an_older_one(tmp_path, spoil, name, words):
+    lines = []
+    checkpoints = Checkpoints(tmp_path / "checkpoint", identity="abc", keep_last=2, say=lines.append)
+    state = make_state()
+    for _ in range(3):
+        take_steps(state, 1)
+        checkpoints.save(state)
+    spoil(checkpoints.folder / "step-00000003" / name)
+    resumed = make_state(seed=9)
+    assert checkpoints.load(resumed)
+    assert resumed.totals.step == 2
+    (line,) = lines
+    assert "step-00000003: damaged checkpoint (" in line
+    assert line.endswith("going on from step-00000002")
+
+    # The next ones take the place of the damaged one.
+    take_steps(resumed, 1)
+    checkpoints.save(resumed)
+    assert names(checkpoints.folder) == ["step-00000002", "step-00000003"]
+    assert checkpoints.load(make_state())
+    assert len(lines) == 1
+    assert equal(resumed, state)
+
+
+def test_steps_beyond_the_damage_are_not_taken_for_newer_ones(tmp_path):
+    checkpoints = Checkpoints(tmp_path / "checkpoint", identity="abc", keep_last=2)
+    state = make_state()
+    for steps in (1, 4):
+        take_steps(state, steps)
+        checkpoints.save(state)
+    removed(checkpoints.folder / "step-00000005" / "manifest.json")
+    assert checkpoints.load(state)
+    take_steps(state, 1)
+    checkpoints.save(state)
+    assert names(checkpoints.folder) == ["step-00000001", "step-00000002"]
+
+
+def test_a_checkpoint_of_another_version_is_named(checkpoints, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("patchscale.training.checkpoint.FORMAT", "patchscale-checkpoint-9")
+        checkpoints.save(make_state())
+    with pytest.raises(UserError, match="not a checkpoint of this version"):
+        checkpoints.load(make_state())
+
+
+def test_the_checkpoint_of_another_run_is_refused(checkpoints):
+    checkpoints.save(make_state())
     with pytest.raises(UserError, match="belongs to run abc, this is def"):
-        load_checkpoint(path, make_state(), "def")
-    with pytest.raises(UserError, match="does not fit this run's model"):
-        load_checkpoint(path, make_state(width=5), "abc")
+        Checkpoints(checkpoints.folder, identity="def").load(make_state())
+    with pytest.raises(UserError, match=r"does not fit this run's model \(ema\.0\.bias has shape \(4,\) in it"):
+        checkpoints.load(make_state(width=5))
+
+
+def test_nothing_in_a_checkpoint_is_a_pickle(checkpoints):
+    checkpoints.save(make_state(steps=1))
+    folder = checkpoints.folder / "step-00000001"
+    assert names(folder) == ["manifest.json", "rank-00000.safetensors"]
+    json.loads((folder / "manifest.json").read_text())
+    content = (folder / "rank-00000.safetensors").read_bytes()
+    json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
 
 
 def test_final_weights_round_trip_with_their_metadata(tmp_path):
@@ -125,15 +233,21 @@ def test_damaged_or_unfitting_weights_are_named(tmp_path):
     save_weights(path, make_state().task, {})
     with pytest.raises(UserError, match=r"model\.safetensors: damaged, or the weights of another model"):
         load_weights(path, make_state(width=5).task)
-    damaged(path)
+    cut_off(path)
     with pytest.raises(UserError, match=r"model\.safetensors: damaged"):
         load_weights(path, make_state().task)
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
-    (tmp_path / "checkpoint").mkdir()
-    for name in ("checkpoint/.last.pt.12.34.tmp", "checkpoint/last.pt", ".status.json.12.34.tmp", "status.json"):
+    for folder in ("checkpoint/.step-00000002.tmp", "checkpoint/.step-00000001.old.tmp", "checkpoint/step-00000001"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "rank-00000.safetensors").touch()
+    for name in (".status.json.12.34.tmp", "status.json"):
         (tmp_path / name).touch()
     remove_leftovers(tmp_path)
     remove_leftovers(tmp_path / "missing")
-    assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["last.pt", "status.json"]
+    assert sorted(path.name for path in tmp_path.rglob("*") if path.is_file()) == [
+        "rank-00000.safetensors",
+        "status.json",
+    ]
+    assert names(tmp_path / "checkpoint") == ["step-00000001"]

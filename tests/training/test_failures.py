@@ -7,7 +7,9 @@ import torch
 from tests.training.conftest import start_process
 
 from patchscale.errors import RunFailed, UserError
+from patchscale.training.checkpoint import Checkpoints
 from patchscale.training.loop import run_training
+from patchscale.training.setup import set_up
 
 
 def test_divergence_names_the_step_and_the_tensor(make_run):
@@ -27,14 +29,11 @@ def test_divergence_names_the_step_and_the_tensor(make_run):
 
 def test_poisoned_weights_are_found_in_the_checkpoint(make_run):
     run = make_run("execution.checkpoint_every_s=0")
-    from patchscale.training import checkpoint
 
     class Stop(Exception):
         pass
 
     # Train two steps, then poison one weight of the checkpoint as a failing disk or GPU would.
-    path = run.checkpoint_dir / checkpoint.LAST
-
     from patchscale.training.journal import Watcher
 
     class StopAtThree(Watcher):
@@ -46,10 +45,13 @@ def test_poisoned_weights_are_found_in_the_checkpoint(make_run):
         run_training(run, progress=StopAtThree())
     assert crashed.value.kind == "crash"
     assert "Traceback" in run.log_path.read_text()
-    saved = torch.load(path, weights_only=True)
-    name = next(name for name in saved["task"] if name.endswith("blocks.1.norm1.weight"))
-    saved["task"][name][0] = float("nan")
-    torch.save(saved, path)
+    checkpoints = Checkpoints(run.checkpoint_dir, identity=run.config().identity)
+    state = set_up(run.config(), torch.device("cpu")).state
+    assert checkpoints.load(state)
+    name = next(name for name, _ in state.task.named_parameters() if name.endswith("blocks.1.norm1.weight"))
+    with torch.no_grad():
+        state.task.get_parameter(name)[0] = float("nan")
+    checkpoints.save(state)
     with pytest.raises(RunFailed, match=f"at step 3 of 12; first non-finite tensor: nan in parameter {name}"):
         run_training(run)
 
@@ -71,12 +73,13 @@ def test_out_of_memory_comes_with_advice(make_run, monkeypatch):
 
 def test_a_damaged_checkpoint_is_the_users_to_mend(make_run):
     run = make_run()
-    run.checkpoint_dir.mkdir()
-    (run.checkpoint_dir / "last.pt").write_bytes(b"not a checkpoint")
-    with pytest.raises(UserError, match=r"last\.pt: damaged checkpoint"):
+    path = run.checkpoint_dir / "step-00000003"
+    path.mkdir(parents=True)
+    (path / "manifest.json").write_bytes(b"not a checkpoint")
+    with pytest.raises(UserError, match=r"step-00000003: damaged checkpoint"):
         run_training(run)
     assert run.status()["kind"] == "config"
-    (run.checkpoint_dir / "last.pt").unlink()
+    path.rename(run.path / "moved away")
     assert run_training(run)["status"] == "done"
 
 

@@ -100,7 +100,7 @@ def test_asked_to_stop_it_saves_and_goes_on_later(make_run, number, code):
     status = stopped.status()
     assert status["state"] == "interrupted"
     assert f"patchscale train --run-dir {stopped.path}" in status["message"]
-    assert (stopped.checkpoint_dir / "last.pt").exists()
+    assert [path.name for path in stopped.checkpoint_dir.iterdir()] == [f"step-{status['step']:08d}"]
 
     run_training(stopped)
     assert outcome(stopped) == outcome(undisturbed)
@@ -154,7 +154,9 @@ def test_a_kill_before_the_last_writes_is_mended(make_run):
 
     # Killed between result.json and the status: nothing is trained again.
     run.write_status("running")
-    (run.checkpoint_dir / "last.pt").write_bytes(b"left over")
+    for name in ("step-00000003", ".step-00000003.old.tmp"):
+        (run.checkpoint_dir / name).mkdir()
+        (run.checkpoint_dir / name / "rank-00000.safetensors").write_bytes(b"left over")
     assert run_training(run) == run.result()
     assert run.status()["state"] == "done"
     assert outcome(run) == expected

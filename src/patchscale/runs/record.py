@@ -29,7 +29,7 @@ from patchscale.errors import UserError
 from patchscale.files import write_json, write_text
 
 STATES = ("queued", "running", "done", "failed", "interrupted")
-FAILURE_KINDS = ("non_finite", "out_of_memory", "data", "config", "crash")
+FAILURE_KINDS = ("non_finite", "out_of_memory", "storage", "data", "config", "hung_rank", "crash")
 
 
 class RunBusy(UserError):

@@ -18,14 +18,7 @@ from patchscale.config import RunConfig
 from patchscale.errors import RunFailed, UserError
 from patchscale.models.drop_path import batch_rows
 from patchscale.runs.record import RunDirectory
-from patchscale.training.checkpoint import (
-    LAST,
-    WEIGHTS,
-    load_checkpoint,
-    remove_leftovers,
-    save_checkpoint,
-    save_weights,
-)
+from patchscale.training.checkpoint import WEIGHTS, Checkpoints, remove_leftovers, save_weights
 from patchscale.training.device import peak_memory_bytes, resolve_device, torch_settings
 from patchscale.training.diagnose import first_non_finite
 from patchscale.training.failures import ending_recorded
@@ -55,6 +48,13 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
     device = resolve_device(config.execution.device)
     num_threads = config.execution.num_threads or threads_of_first_attempt(run)
     journal = Journal(run, progress or Watcher())
+    checkpoints = Checkpoints(
+        run.checkpoint_dir,
+        identity=config.identity,
+        keep_last=config.execution.keep_checkpoints,
+        keep_best=config.execution.keep_best,
+        say=journal.say,
+    )
     with (
         run.lock(),
         StopSignals() as signals,
@@ -65,19 +65,24 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
         result = run.result()
         if result is None:
             try:
-                result = _train(run, config, device, journal, signals)
+                result = _train(run, config, device, journal, signals, checkpoints)
                 run.write_json("result.json", result)
                 journal.result(result)
             finally:
                 journal.close()
         if run.status()["state"] != "done":
             run.write_status("done")
-        (run.checkpoint_dir / LAST).unlink(missing_ok=True)
+        checkpoints.clear()
         return result
 
 
 def _train(
-    run: RunDirectory, config: RunConfig, device: torch.device, journal: Journal, signals: StopSignals
+    run: RunDirectory,
+    config: RunConfig,
+    device: torch.device,
+    journal: Journal,
+    signals: StopSignals,
+    checkpoints: Checkpoints,
 ) -> dict[str, Any]:
     """From the last checkpoint to the final weights; returns the row of results, unwritten."""
     started = time.perf_counter()
@@ -89,7 +94,7 @@ def _train(
 
     # Go on where an earlier attempt stopped.
     remove_leftovers(run.path)
-    resumed = load_checkpoint(run.checkpoint_dir / LAST, state, config.identity)
+    resumed = checkpoints.load(state)
     if resumed:
         _require_same_data(run, setup.splits.record)
     elif training.init_from is not None:
@@ -153,7 +158,8 @@ def _train(
             )
 
         # Validate.
-        if done in validation_steps:
+        validated = done in validation_steps
+        if validated:
             totals.validation = setup.evaluate(setup.splits.val, plan.micro_batch_size)
             _require_finite(totals.validation, "validation", done)
             measure()
@@ -161,9 +167,10 @@ def _train(
             journal.say(_validation_words(done, steps, totals.validation, task.metric_name))
 
         # Save.
-        if done == steps or signals.received or time.perf_counter() - saved_at >= execution.checkpoint_every_s:
+        due = time.perf_counter() - saved_at >= execution.checkpoint_every_s
+        if done == steps or signals.received or due or (validated and execution.keep_best):
             measure()
-            save_checkpoint(run.checkpoint_dir / LAST, state, config.identity)
+            checkpoints.save(state, loss=totals.validation["loss"] if validated else None)
             run.write_status("running", step=done, steps=steps)
             saved_at = time.perf_counter()
         if signals.received:
@@ -225,7 +232,7 @@ def _require_same_data(run: RunDirectory, record: dict[str, Any]) -> None:
     if before and before["fingerprint"] != record["fingerprint"]:
         raise UserError(
             f"{run.path}: the data has changed since this run began (fingerprint {before['fingerprint'][:12]}, now "
-            f"{record['fingerprint'][:12]}); restore it, or move {run.checkpoint_dir / LAST} away to start afresh"
+            f"{record['fingerprint'][:12]}); restore it, or move {run.checkpoint_dir} away to start afresh"
         )
 
 
