@@ -1,4 +1,4 @@
-"""What a fit gives back: numbers with intervals, a sentence, a table, a figure."""
+"""What a fit gives back: parameters and predictions with intervals, as numbers; its words are in `words.py`."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,11 +9,12 @@ import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
+from patchscale.laws import words
 from patchscale.laws.bootstrap import Bootstrap, noise_draws, percentiles
 from patchscale.laws.checks import HoldOut
 from patchscale.laws.findings import Check
 from patchscale.laws.forms import Array, Axes
-from patchscale.laws.table import listed, plain
+from patchscale.laws.table import listed
 from patchscale.laws.uncertainty import Interval, Profile
 from patchscale.laws.varpro import Problem, Solution
 
@@ -276,63 +277,7 @@ class Fit:
         return next(check for check in self.checks if check.code == code)
 
     def __str__(self) -> str:
-        return f"{self.label}: {self._main_sentence()}{self._caveats()}"
-
-    def _main_sentence(self) -> str:
-        if self.design is not None:
-            return self._joint_sentence()
-        if self.check("trend").state == "fail":
-            return f"the {self.quantity} does not fall with the patch size; the law has nothing to say here."
-        large, small = self._step_worth_naming()
-        table = self.predict([large, small])
-        before, after = table["predicted"]
-        interval = f"[{self.show(table['low'][1])}, {self.show(table['high'][1])}]"
-        change = f"halving the patch from {large:g} to" if large == 2 * small else f"going from a patch of {large:g} to"
-        course = f"from {self.show(before)} to {self.show(after)} {interval}"
-        if table["extrapolated"][1]:
-            says = f"{change} {small:g} px, outside the measured range, takes the {self.quantity} {course} by the law"
-        else:
-            says = f"in the fitted law {change} {small:g} px (both measured) takes the {self.quantity} {course}"
-        floor, exponent = self.parameters["E"], self.parameters["alpha"]
-        return (
-            f"{says}; the floor E is {self.show(floor.value)} "
-            f"[{self.show(floor.low)}, {self.show(floor.high)}], exponent alpha {exponent} "
-            f"({len(self.rows)} points, {self.level:.0%} profile intervals)."
-        )
-
-    def _joint_sentence(self) -> str:
-        law = self.problem.law
-        if self.check("trend").state == "fail":
-            return f"the {self.quantity} falls with none of the axes; the law has nothing to say here."
-        exponents = [f"{e.name} {self.parameters[e.name]}" for e in law.exponents]
-        floors = [name for name in law.amplitudes if name.split("[")[0] == law.floor]
-        floor = ""
-        if len(floors) == 1 and self.problem.scale != "logit":
-            estimate = self.parameters[floors[0]]
-            floor = (
-                f"; the floor {floors[0]} is {self.show(estimate.value)} "
-                f"[{self.show(estimate.low)}, {self.show(estimate.high)}]"
-            )
-        groups = f" in {len(self.design.groups)} groups" if self.design and self.design.groups else ""
-        scatter = np.sqrt(np.mean(self.points()["residual"] ** 2))
-        return (
-            f"{self.formula} describes the {self.quantity} of {len(self.rows)} runs{groups} to "
-            f"{self.show(float(scatter))} (root mean square), with {listed(exponents)}{floor} "
-            f"({self.level:.0%} {self.interval_method} intervals)."
-        )
-
-    def _step_worth_naming(self) -> tuple[float, float]:
-        """The next halving below the smallest patch, or the last measured step where it cannot be halved."""
-        sizes = sorted(set(self.problem.axes["patch_size"]))
-        return (sizes[0], sizes[0] / 2) if sizes[0] % 2 == 0 else (sizes[1], sizes[0])
-
-    def _caveats(self) -> str:
-        curve = ("trend", "mixed", "weak-exponent", "at-bound", "lack-of-fit", "holdout")
-        joint = ("trend", "mixed", "weak-exponent", "at-bound", "floor-resolution", "residual-pattern")
-        told = [self.check(code) for code in (curve if self.design is None else joint)]
-        return "".join(
-            f" {check.message[0].upper()}{check.message[1:]}." for check in told if check.state in ("warn", "fail")
-        )
+        return words.sentence(self)
 
     def show(self, value: float) -> str:
         """A value of the target as it is printed: errors in per cent."""
@@ -342,42 +287,4 @@ class Fit:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain values, for JSON; open ends are infinite (null in JSON) with the text beside them."""
-        return {
-            "label": self.label,
-            "curve": self.curve,
-            "form": self.form,
-            "formula": self.formula,
-            "target": self.target,
-            "sentence": str(self),
-            "parameters": {
-                name: {
-                    "value": estimate.value,
-                    "low": estimate.low,
-                    "high": estimate.high,
-                    "low_open": estimate.low_open,
-                    "high_open": estimate.high_open,
-                    "text": str(estimate),
-                }
-                for name, estimate in self.parameters.items()
-            },
-            "correlation": {row: dict(values) for row, values in self.correlation.to_dict("index").items()},
-            "level": self.level,
-            "objective": self.objective,
-            "dof": self.dof,
-            "aicc": self.aicc if math.isfinite(self.aicc) else None,
-            "starts_agreeing": self.starts_agreeing,
-            "holdout": None if self.holdout is None else vars(self.holdout),
-            "checks": [vars(check) for check in self.checks],
-            "interval_method": self.interval_method,
-            "holdouts": [vars(one) for one in self.holdouts],
-            "conventions": self.conventions,
-            "points": self.points().to_dict("records"),
-            "dropped": _plain_records(self.dropped),
-        }
-
-
-def _plain_records(table: pd.DataFrame) -> list[dict[str, Any]]:
-    names = [
-        name for name in ("run_id", "model", "img_size", "patch_size", "seed", "status", "reason") if name in table
-    ]
-    return [{name: plain(row[name]) for name in names} for row in table.to_dict("records")]
+        return words.as_plain(self)
