@@ -13,6 +13,7 @@
 Small files are written to a temporary name and renamed; metrics.jsonl is appended to.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -176,10 +177,11 @@ def _try_lock(file: IO[str], *, patience_s: float) -> bool:
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line in a single write."""
+    """Append one JSON line in a single write; `OSError` if the disk takes only a part of it."""
     line = (json.dumps(row) + "\n").encode()
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
-        os.write(descriptor, line)
+        if os.write(descriptor, line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
     finally:
         os.close(descriptor)

@@ -5,6 +5,8 @@ setup.py       what a run starts with: data, model, optimizer, and the loss of a
 batches.py     which images make up which step, and the processes that load them
 optim.py       AdamW, weight-decay groups, learning rate
 checkpoint.py  what a resume needs, and the final weights
+tensor_files.py  tensors of all processes in files, and back into any number of processes
+collective.py  what one process does or meets, all of them know
 evaluate.py    one pass over a split; rebuilding a trained run
 diagnose.py    the first tensor that stopped being finite
 failures.py    how an attempt ended, in status.json

@@ -1,5 +1,6 @@
 """How an attempt at a run ended: every exception becomes a state in status.json and, if need be, a `RunFailed`."""
 
+import errno
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -10,6 +11,9 @@ from patchscale.runs.record import RunDirectory
 from patchscale.training.device import is_out_of_memory
 from patchscale.training.interrupt import Interrupted
 from patchscale.training.journal import Journal
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+"""What a system says of a disk that takes no more: it is full, over quota, read-only, or limits the size of a file."""
 
 
 @contextmanager
@@ -54,6 +58,9 @@ def _as_failure(error: Exception, config: RunConfig) -> RunFailed:
         if config.training.precision == "fp32":
             advice.append("set training.precision=bf16")
         return RunFailed("out_of_memory", f"out of memory; {', or '.join(advice)} ({_first_line(error)})")
+    if isinstance(error, OSError) and error.errno in NO_ROOM:
+        words = f"{error.filename or 'a file of the run'} cannot be written ({error.strerror}); make room and go on"
+        return RunFailed("storage", words)
     return RunFailed("crash", f"{type(error).__name__}: {_first_line(error)} (traceback in log.txt)")
 
 
