@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from patchscale.errors import UserError
 from patchscale.files import content_sha256
+from patchscale.quirks import SAMPLER_ROUNDS_TO, Quirk, quirk_problems
 from patchscale.shapes import SHAPES, image_height_width
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -43,6 +44,10 @@ class ModelConfig:
     """Position embedding: learned (the paper), or a fixed two-dimensional sine-cosine table."""
     drop_path_rate: float = Field(default=0.0, ge=0, lt=1)
     """Stochastic depth of the last block."""
+    drop_path_schedule: Literal["linear", "constant"] = "linear"
+    """linear: stochastic depth grows with depth (Adventurer: as released); constant: alike in all blocks (DeiT III)."""
+    layer_scale_init: float | None = Field(default=None, gt=0)
+    """First value of LayerScale, for models that have it, such as timm's deit3_*. Default: the model's own."""
     flip_schedule: Literal["alternate", "released", "pairs", "none"] = "alternate"
     """Adventurer only: which blocks read the image backwards (see `patchscale.models.adventurer`)."""
 
@@ -84,6 +89,12 @@ class DataConfig:
     1 above, the same for every patch size. (The paper's code used 1 for patches below 16; see docs/data.md.)"""
     augment: Literal["none", "flip", "crop", "rand_augment", "three_augment"] = "flip"
     """Training augmentation; see `patchscale.data.transforms`."""
+    crop: Literal["resized", "simple"] = "resized"
+    """Pictures of any size only: how `augment` crops them. simple: resize, then shift by up to 4 px (DeiT III)."""
+    random_erasing: float = Field(default=0.0, ge=0, le=1)
+    """Probability that a rectangle of a training image becomes noise (timm's, one rectangle of 2 to 33 % of it)."""
+    repeated_augment: int = Field(default=1, ge=1)
+    """So many draws of an image follow each other, augmented differently; an epoch has as many draws as ever."""
 
     @model_validator(mode="after")
     def _folders_name_a_root(self) -> Self:
@@ -98,7 +109,7 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class TrainingConfig:
-    """AdamW with a cosine schedule: how long, how fast, and which regularisation."""
+    """Optimizer, cosine schedule and loss: how long, how fast, and which regularisation."""
 
     epochs: float | None = Field(default=None, gt=0)
     """Length in passes over the training images; give either this or `steps`. One pass if neither is given."""
@@ -112,23 +123,39 @@ class TrainingConfig:
     warmup_learning_rate: float = Field(default=1e-6, ge=0)
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of all steps in which the learning rate rises linearly from `warmup_learning_rate`."""
+    optimizer: Literal["adamw", "lamb"] = "adamw"
+    """AdamW (eps 1e-8), or LAMB (timm's, eps 1e-6; arXiv 1904.00962)."""
+    layer_decay: float | None = Field(default=None, gt=0, le=1)
+    """Learning rates by depth: that of block i of n is multiplied by layer_decay^(n - i), the head's by 1."""
     weight_decay: float = Field(default=0.05, ge=0)
     """Not applied to one-dimensional parameters, position tables and the class token."""
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     clip_grad_norm: float | None = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
     """bf16 is autocast: parameters, optimizer state and scan states stay float32."""
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
+    """Of classification. bce: one yes or no for every class; every class of a mixed image is a whole yes (DeiT III)."""
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     mixup: float = Field(default=0.0, ge=0)
     cutmix: float = Field(default=0.0, ge=0)
     ema_decay: float | None = Field(default=None, gt=0, lt=1)
-    """If given, an exponential moving average of the weights is kept, evaluated and saved."""
+    """If given, an exponential moving average of the weights is kept; `eval_weights` says what for."""
+    eval_weights: Literal["ema", "raw"] = "ema"
+    """Which weights are evaluated and are the final ones, if there is a moving average; the others are saved beside."""
     num_validations: int = Field(default=4, ge=1)
     """Evaluations on the validation split, evenly spaced, the last after the final step."""
     init_from: str | None = None
     """File of weights to start from, any that `patchscale convert` reads; carried to the run's patch and image size."""
     init_sha256: str | None = None
     """SHA-256 of that file's content, filled in; it, not the path, belongs to the identity."""
+    init_run: str | None = Field(default=None, pattern="^[0-9a-f]{10}$")
+    """Identity of a run of the same study whose final weights to start from; the `stages` of a study fill it in."""
+    init_weights: Literal["final", "raw", "ema"] = "final"
+    """With `init_run`: its final weights, or one of the two kinds that a run with a moving average has."""
+    init_settings: str | None = None
+    """With `init_run`, filled in: stands for it in `settings`, which is the same for all seeds and patch sizes."""
+    quirks: tuple[Quirk, ...] = ()
+    """Oddities of the released code to repeat, see docs/recipes.md."""
 
     @model_validator(mode="before")
     @classmethod
@@ -161,13 +188,32 @@ class TrainingConfig:
     def _init_is_whole(self) -> Self:
         if self.init_from is None and self.init_sha256 is not None:
             raise ValueError("training.init_sha256 goes with training.init_from; leave it out")
+        if self.init_run is not None and self.init_from is not None:
+            raise ValueError("training.init_run and training.init_from: weights can come from one of them only")
+        if self.init_run is None and (self.init_weights != "final" or self.init_settings is not None):
+            raise ValueError("training.init_weights and init_settings go with training.init_run; leave them out")
+        return self
+
+    @model_validator(mode="after")
+    def _bce_is_not_smoothed(self) -> Self:
+        if self.loss == "bce" and self.label_smoothing:
+            raise ValueError(
+                "training.loss='bce' makes a whole yes of every class above 0, so smoothing would make all of them "
+                "true; set training.label_smoothing=0"
+            )
         return self
 
     def num_steps(self, num_images: int) -> int:
-        """Optimizer steps over `num_images` training images: `steps`, or the epochs in full batches, rounded up."""
+        """Optimizer steps over `num_images` training images: `steps`, or the epochs in full batches, rounded up.
+
+        Under the quirk `repeated_augment_drops_rest` an epoch is a whole number of batches, rounded down.
+        """
         if self.steps is not None:
             return self.steps
         assert self.epochs is not None
+        if "repeated_augment_drops_rest" in self.quirks:
+            draws = num_images // SAMPLER_ROUNDS_TO * SAMPLER_ROUNDS_TO
+            return max(1, round(self.epochs * (draws // self.batch_size)))
         # Rounded first: 0.1 epochs of 320 images are 32.00000000000001 in binary.
         return max(1, math.ceil(round(self.epochs * num_images / self.batch_size, 6)))
 
@@ -239,6 +285,13 @@ class RunConfig:
             raise ValueError("data set 'mask_folder' has no image classes; use task=segmentation")
         if self.task == "segmentation" and (self.training.mixup or self.training.cutmix):
             raise ValueError("training.mixup and training.cutmix apply to classification only; set them to 0")
+        if self.task == "segmentation" and self.training.loss != "cross_entropy":
+            raise ValueError("training.loss='bce' applies to classification only; set it to cross_entropy")
+        if self.task == "segmentation" and self.data.random_erasing:
+            raise ValueError("data.random_erasing has no label maps to follow; set it to 0 for task=segmentation")
+        problems = quirk_problems(self)
+        if problems:
+            raise ValueError("; ".join(problems))
         if (self.training.mixup or self.training.cutmix) and self.training.batch_size % 2:
             raise ValueError(f"mixup and cutmix need an even batch; got training.batch_size={self.training.batch_size}")
         return self
@@ -271,6 +324,8 @@ class RunConfig:
             del decisive["model"][name]
         decisive["model"].pop("flip_schedule", None)
         del decisive["seed"]
+        if self.training.init_settings is not None:
+            decisive["training"]["init_run"] = self.training.init_settings
         return _digest(_without(decisive, RunConfig()._decisive()), 6)
 
     def _decisive(self) -> dict[str, Any]:
@@ -278,10 +333,12 @@ class RunConfig:
         values = self.to_dict()
         del values["execution"], values["recipe"]
         values["model"]["img_size"] = list(image_height_width(self.model.img_size))
+        values["training"]["quirks"].sort()
         shape = SHAPES.get(self.model.name)
         if shape is not None and shape.architecture != "adventurer":
             del values["model"]["flip_schedule"]
         del values["training"]["init_from"]  # its content counts, not its place
+        del values["training"]["init_settings"]  # follows from init_run
         if self.training.init_sha256 is None:
             del values["training"]["init_sha256"]
         if self.data.name not in FOLDER_DATASETS:
