@@ -22,6 +22,7 @@ from patchscale.data.transforms import (
     eval_crop_ratio,
     evaluation_pixels,
     fit_pixels,
+    normalised,
     to_tensor,
     window,
 )
@@ -47,6 +48,14 @@ def test_tensor_is_torchvisions_normalisation(channels: int) -> None:
     torch.testing.assert_close(tensor, expected)
     assert tensor.dtype == torch.float32
     assert tensor.is_contiguous()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_normalising_a_batch_gives_the_bits_of_normalising_images(channels: int) -> None:
+    pixels = random_pixels(0, 5, 9, 7, channels)
+    batch = normalised(torch.from_numpy(pixels))
+    assert torch.equal(batch, torch.stack([to_tensor(image) for image in pixels]))
+    assert batch.is_contiguous()
 
 
 @pytest.mark.parametrize(("img_size", "ratio"), [(64, 0.875), (128, 0.875), (224, 0.875), (256, 1), (384, 1)])

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch.utils.data import Dataset
 
-from patchscale.config import TrainingConfig
+from patchscale.config import TrainingConfig, build_config
+from patchscale.data.datasets import load_splits
 from patchscale.errors import RunFailed, UserError
-from patchscale.training.batches import load_batches
+from patchscale.training.batches import host_batches, load_batches
 from patchscale.training.order import PlainOrder, TrainingOrder
 
 CPU = torch.device("cpu")
@@ -74,6 +75,26 @@ def test_loading_draws_nothing_from_the_global_generator():
     torch.manual_seed(5)
     batches(TrainingOrder(seed=0, num_images=6, batch_size=2), range(3))
     assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_of_bytes_arrive_as_the_images_of_the_split(num_workers):
+    config = build_config(
+        {
+            "model": {"name": "vit_test", "patch_size": 4, "img_size": [16, 24]},
+            "data": {"name": "scenes", "train_images": 12, "val_images": 4, "test_images": 6, "augment": "crop"},
+        }
+    )
+    split = load_splits(config).train
+    order = TrainingOrder(seed=0, num_images=12, batch_size=8)
+    for number, (images, targets) in enumerate(
+        load_batches(split, order, range(3), num_workers=num_workers, device=CPU)
+    ):
+        items = [split[key] for key in order(number)]
+        assert torch.equal(images, torch.stack([image for image, _ in items]))
+        assert targets.tolist() == [int(target) for _, target in items]
+    ((images, _),) = host_batches(split, order, range(1), num_workers=num_workers)
+    assert images.dtype == torch.uint8
 
 
 def test_plain_order_covers_all_images_once():

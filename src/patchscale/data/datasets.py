@@ -22,6 +22,7 @@ from patchscale.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     PictureTransform,
+    Pixels,
     PixelTransform,
     Transform,
     check_augment,
@@ -32,8 +33,11 @@ from patchscale.errors import UserError
 from patchscale.shapes import image_height_width
 
 
-class TrainSplit(Dataset[tuple[Tensor, Tensor]]):
-    """Augmented items by (epoch, index): image float32 [3, H, W], class int64 [] or label map int64 [H, W]."""
+class Split(Dataset[tuple[Tensor, Tensor]]):
+    """Items of one split: as a model reads them, or with the image still as bytes, which are normalised on the device.
+
+    The target is a class, int64 [], or a label map, int64 [H, W].
+    """
 
     def __init__(self, source: Source, transform: Transform) -> None:
         self.source = source
@@ -42,30 +46,40 @@ class TrainSplit(Dataset[tuple[Tensor, Tensor]]):
     def __len__(self) -> int:
         return len(self.source)
 
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        epoch, index = key
-        return _tensors(self.source, self.transform, epoch, index)
+    def __getitem__(self, key: Any) -> tuple[Tensor, Tensor]:
+        """Image float32 [3, H, W], normalised, and target."""
+        pixels, target = self._transformed(key)
+        return to_tensor(pixels), target
+
+    def item(self, key: Any) -> tuple[Tensor, Tensor]:
+        """Image uint8 [H, W, 1 or 3] and target."""
+        pixels, target = self._transformed(key)
+        return torch.from_numpy(pixels), target
+
+    def _transformed(self, key: Any) -> tuple[Pixels, Tensor]:
+        epoch, index = self.place(key)
+        picture, label_map, label = self.source[index]
+        pixels, label_map = self.transform(picture, label_map, epoch, index)
+        target = torch.tensor(label) if label_map is None else torch.from_numpy(label_map.astype(np.int64))
+        return pixels, target
+
+    def place(self, key: Any) -> tuple[int, int]:
+        """(epoch, index) of a key."""
+        raise NotImplementedError
 
 
-class EvalSplit(Dataset[tuple[Tensor, Tensor]]):
-    """Items by index, nothing random: image float32 [3, H, W], class int64 [] or label map int64 [H, W]."""
+class TrainSplit(Split):
+    """Augmented items by (epoch, index)."""
 
-    def __init__(self, source: Source, transform: Transform) -> None:
-        self.source = source
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        return _tensors(self.source, self.transform, 0, index)
+    def place(self, key: tuple[int, int]) -> tuple[int, int]:
+        return key
 
 
-def _tensors(source: Source, transform: Transform, epoch: int, index: int) -> tuple[Tensor, Tensor]:
-    picture, label_map, label = source[index]
-    pixels, label_map = transform(picture, label_map, epoch, index)
-    target = torch.tensor(label) if label_map is None else torch.from_numpy(label_map.astype(np.int64))
-    return to_tensor(pixels), target
+class EvalSplit(Split):
+    """Items by index, nothing random."""
+
+    def place(self, key: int) -> tuple[int, int]:
+        return 0, key
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
