@@ -8,7 +8,7 @@ WORKERS ?= 2
 RESULTS := benchmarks/results
 TODAY := $(shell date +%F)
 
-.PHONY: demo test test-slow test-gpu check bench bench-coverage bench-gpu docs clean
+.PHONY: demo test test-slow test-gpu test-cluster check bench bench-coverage bench-gpu docs clean
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make test       install what tests need, run them"
 	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
 	@echo "make test-gpu   the checks that need a CUDA device"
+	@echo "make test-cluster  the checks that start a Slurm of two nodes on this machine (Debian, root)"
 	@echo "make check      ruff, format, mypy"
 	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (minutes)"
 	@echo "make bench-coverage  how often intervals of the laws hold the truth, by simulation (~25 min)"
@@ -53,6 +54,10 @@ test-slow: $(VENV)/.dev $(VENV)/.bench
 
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
+
+test-cluster: $(VENV)/.dev
+	tools/install-slurm
+	$(BIN)/pytest -m cluster
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
