@@ -7,8 +7,8 @@ bare     N processes call the same decode and transform in a plain loop, each on
 loader   `load_batches` with N processes: batches on the device, normalised, as the training loop gets them.
 
 Both times include starting and ending the processes. The two take turns; the ratio is of neighbours. The pictures are
-500 x 375 px crops of the two photographs that come with scikit-learn, as JPEGs (quality 90). The aim: the loader reaches
-95 % of the bare rate.
+500 x 375 px crops of the two photographs that come with scikit-learn, as JPEGs (quality 90). The aim: the loader
+reaches 95 % of the bare rate.
 """
 
 import multiprocessing

@@ -98,7 +98,7 @@ class DataConfig:
 
     @model_validator(mode="after")
     def _folders_name_a_root(self) -> Self:
-        if self.name in FOLDER_DATASETS and not self.root:
+        if self.name in OWN_DATASETS and not self.root:
             raise ValueError(f"data set {self.name!r} needs data.root, the folder it is in")
         if self.name == "mask_folder" and self.num_classes is None:
             raise ValueError("data set 'mask_folder' needs data.num_classes, the number of classes in the masks")
@@ -142,6 +142,9 @@ class TrainingConfig:
     """If given, an exponential moving average of the weights is kept; `eval_weights` says what for."""
     eval_weights: Literal["ema", "raw"] = "ema"
     """Which weights are evaluated and are the final ones, if there is a moving average; the others are saved beside."""
+    on_non_finite: Literal["fail", "rollback"] = "fail"
+    """A loss or gradient that is not finite ends the run; or the run goes back to its last checkpoint, once, and on with
+    half the learning rate."""
     num_validations: int = Field(default=4, ge=1)
     """Evaluations on the validation split, evenly spaced, the last after the final step."""
     init_from: str | None = None
@@ -341,7 +344,7 @@ class RunConfig:
         del values["training"]["init_settings"]  # follows from init_run
         if self.training.init_sha256 is None:
             del values["training"]["init_sha256"]
-        if self.data.name not in FOLDER_DATASETS:
+        if self.data.name not in OWN_DATASETS:
             del values["data"]["root"]
         if self.data.name == "scenes":
             del values["data"]["val_fraction"]

@@ -60,7 +60,7 @@ def normalised(images: Tensor) -> Tensor:
     out = torch.empty(len(images), 3, *images.shape[1:3])
     for image, pixels in zip(
         out, images.permute(0, 3, 1, 2), strict=True
-    ):  # one at a time stays in the processor's cache
+    ):
         image.copy_(pixels).sub_(mean).div_(std)
     return out
 
