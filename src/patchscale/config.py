@@ -26,6 +26,8 @@ from patchscale.shapes import SHAPES, image_height_width
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 FOLDER_DATASETS = ("image_folder", "mask_folder")
+OWN_DATASETS = (*FOLDER_DATASETS, "shards", "hf_dataset")
+"""Those that `data.root` has to name."""
 SCENES_PER_SPLIT: dict[Literal["train", "val", "test"], int] = {"train": 4096, "val": 512, "test": 1024}
 """Scenes composed for a split unless the config says how many."""
 
@@ -69,10 +71,20 @@ class ModelConfig:
 class DataConfig:
     """A data set and its fixed split into train, validation and test."""
 
-    name: Literal["scenes", "fashion_mnist", "mnist", "cifar10", "cifar100", "image_folder", "mask_folder"] = "scenes"
-    """`scenes` ships with the package; the named sets are torchvision's; the folders are your own."""
+    name: Literal[
+        "scenes",
+        "fashion_mnist",
+        "mnist",
+        "cifar10",
+        "cifar100",
+        "image_folder",
+        "mask_folder",
+        "shards",
+        "hf_dataset",
+    ] = "scenes"
+    """`scenes` ships with the package; the named sets are torchvision's; the others are your own (docs/data.md)."""
     root: str | None = None
-    """Folder of your own data; for named sets the folder they are kept in (default: the user's cache)."""
+    """Folder of your own data (shards: or URLs); for named sets where they are kept (default: the user's cache)."""
     val_fraction: float = Field(default=0.1, gt=0, lt=1)
     """Share of the training images held out for validation, drawn with `split_seed`."""
     split_seed: int = 0
@@ -95,6 +107,12 @@ class DataConfig:
     """Probability that a rectangle of a training image becomes noise (timm's, one rectangle of 2 to 33 % of it)."""
     repeated_augment: int = Field(default=1, ge=1)
     """So many draws of an image follow each other, augmented differently; an epoch has as many draws as ever."""
+    shuffle_window: int | None = Field(default=None, ge=1)
+    """`shards` only: shuffle the shards, and images within so many shards at a time. Default: all images with all."""
+    image_column: str | None = None
+    """`hf_dataset` only: the column of images, if it cannot be told from its type."""
+    label_column: str | None = None
+    """`hf_dataset` only: the column of classes, if it cannot be told from its type."""
 
     @model_validator(mode="after")
     def _folders_name_a_root(self) -> Self:
@@ -104,6 +122,11 @@ class DataConfig:
             raise ValueError("data set 'mask_folder' needs data.num_classes, the number of classes in the masks")
         if self.name != "mask_folder" and self.num_classes is not None:
             raise ValueError(f"data set {self.name!r} knows its classes; data.num_classes is for 'mask_folder' only")
+        if self.name != "shards" and self.shuffle_window is not None:
+            raise ValueError(f"data.shuffle_window is for data.name=shards; data set {self.name!r} has no shards")
+        for column in ("image_column", "label_column"):
+            if self.name != "hf_dataset" and getattr(self, column) is not None:
+                raise ValueError(f"data.{column} is for data.name=hf_dataset; data set {self.name!r} has no columns")
         return self
 
 
@@ -260,6 +283,10 @@ class ExecutionConfig:
     """Adventurer only: implementation of the scan; see `patchscale doctor`."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
     """Who gets the rows of metrics.jsonl besides; needs `patchscale[track]`. WANDB_MODE=offline needs no network."""
+    shard_cache: str | None = None
+    """Folder for shards from elsewhere. Default: shards in $PATCHSCALE_DATA, else in ~/.cache/patchscale."""
+    shard_cache_gib: float | None = Field(default=None, gt=0)
+    """Keep at most so much there, and fetch again what is needed again. Default: as much as the disk holds."""
     compile: bool = False
     """Compile the backbone with torch.compile; it takes a while at first, and results agree to rounding."""
 
@@ -369,10 +396,15 @@ def build_config(values: Mapping[str, Any], overrides: Sequence[str] = (), *, so
         key, value = parse_override(override)
         set_by_path(merged, key, value)
     data = merged.get("data")
-    if isinstance(data, dict) and isinstance(data.get("root"), str):
+    if isinstance(data, dict) and isinstance(data.get("root"), str) and not is_url(data["root"]):
         # The folder it means now, so that the run can be resumed from anywhere.
         data["root"] = str(Path(data["root"]).expanduser().absolute())
     return validate(_run_config_adapter(), merged, source=source)
+
+
+def is_url(root: str) -> bool:
+    """Whether a place of data is a URL (or `pipe:command`), and no path."""
+    return "://" in root or root.startswith("pipe:")
 
 
 def load_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
