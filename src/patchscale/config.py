@@ -279,6 +279,12 @@ class ExecutionConfig:
     """Keep only the input of each block and compute the block again in the backward pass. auto: if memory is short."""
     memory_limit_gib: float | None = Field(default=None, gt=0)
     """Memory that `auto` counts on; default: what is free when the run starts. Set it for runs that share a machine."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes (torchrun): every one holds the whole model (ddp), or its share of it (fsdp)."""
+    sequence_parallel: int = Field(default=1, ge=1)
+    """So many neighbouring processes share every image, each with a part of its tokens."""
+    hang_timeout_s: float = Field(default=600.0, gt=0)
+    """With several processes: the run fails, and names who was behind, when one has not moved for so long."""
     ssd_backend: Literal["auto", "triton", "chunked", "reference"] = "auto"
     """Adventurer only: implementation of the scan; see `patchscale doctor`."""
     trackers: tuple[Literal["tensorboard", "wandb"], ...] = ()
