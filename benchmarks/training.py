@@ -1,6 +1,6 @@
 """What the training loop costs beside the bare step: forward, backward and AdamW on the same batches.
 
-    python benchmarks/training_loop.py [--models vit_tiny,adventurer_tiny] [--steps 40] [--output FILE]
+    python benchmarks/training.py [--models vit_tiny,adventurer_tiny] [--steps 40] [--output FILE]
 
 A run (`run_training`) and a bare step on a twin of its model, optimizer and batches take turns: between two steps of
 the run the twin makes one. The run's step is all that the loop does for it: fetching the batch, learning rate, gradient
