@@ -13,6 +13,7 @@ failures.py    how an attempt ended, in status.json
 interrupt.py   Ctrl-C and SIGTERM: finish the step, save, stop
 journal.py     metrics.jsonl, log.txt and whoever watches
 compilation.py torch.compile of the backbone, in place
+rollback.py    a loss that is not finite: fail, or go back once
 device.py      device, precision, threads, peak memory
 memory.py      micro-batches and activation checkpointing, chosen to fit
 summary.py     environment.json and result.json

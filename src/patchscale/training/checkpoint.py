@@ -49,6 +49,8 @@ class Totals:
     """Sum of the training loss over the last tenth of the steps."""
     final_steps: int = 0
     peak_memory_bytes: int = 0
+    learning_rate_factor: float = 1.0
+    """What the schedule's learning rate is multiplied by; less than 1 once the run has gone back: `rollback.py`."""
     validation: dict[str, Any] = field(default_factory=dict)
     """The last evaluation on the validation split."""
 

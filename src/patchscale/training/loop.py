@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from patchscale.config import RunConfig
-from patchscale.errors import RunFailed, UserError
+from patchscale.errors import UserError
 from patchscale.models.drop_path import batch_rows
 from patchscale.runs.record import RunDirectory
-from patchscale.training.checkpoint import WEIGHTS, Checkpoints, remove_leftovers, save_weights
+from patchscale.training.checkpoint import WEIGHTS, Checkpoints, Totals, remove_leftovers, save_weights
 from patchscale.training.device import peak_memory_bytes, resolve_device, torch_settings
 from patchscale.training.diagnose import first_non_finite
 from patchscale.training.failures import ending_recorded
@@ -27,6 +27,7 @@ from patchscale.training.interrupt import Interrupted, StopSignals
 from patchscale.training.journal import Journal, Watcher, truncate_metrics
 from patchscale.training.memory import MemoryPlan, plan_memory
 from patchscale.training.optim import learning_rate_at
+from patchscale.training.rollback import NonFinite, Rollback, with_rollback
 from patchscale.training.setup import Setup, micro_batches, set_up
 from patchscale.training.summary import (
     memory_of_last_attempt,
@@ -65,7 +66,8 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
         result = run.result()
         if result is None:
             try:
-                result = _train(run, config, device, journal, signals, checkpoints)
+                train = partial(_train, run, config, device, journal, signals, checkpoints)
+                result = with_rollback(train, config, journal)
                 run.write_json("result.json", result)
                 journal.result(result)
             finally:
@@ -83,6 +85,7 @@ def _train(
     journal: Journal,
     signals: StopSignals,
     checkpoints: Checkpoints,
+    rollback: Rollback | None,
 ) -> dict[str, Any]:
     """From the last checkpoint to the final weights; returns the row of results, unwritten."""
     started = time.perf_counter()
@@ -104,6 +107,8 @@ def _train(
     earlier_time_s = totals.wall_time_s
     truncate_metrics(run.metrics_path, totals.step)
     journal.track(totals.step)
+    if rollback is not None:
+        rollback.begin(totals, journal)
     before = memory_of_last_attempt(run, device) if resumed else None
     plan = plan_memory(config, task.backbone, setup.splits.num_classes, device, before)
     task.backbone.set_grad_checkpointing(plan.activation_checkpointing)  # type: ignore[operator]
@@ -121,7 +126,7 @@ def _train(
     saved_at = lap = time.perf_counter()
     for step, (images, targets) in zip(todo, setup.batches(todo), strict=True):
         # Forward, backward, clip.
-        learning_rate = learning_rate_at(step, steps, training)
+        learning_rate = learning_rate_at(step, steps, training) * totals.learning_rate_factor
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate
         images, targets = setup.mix(step, images, targets)
@@ -161,7 +166,7 @@ def _train(
         validated = done in validation_steps
         if validated:
             totals.validation = setup.evaluate(setup.splits.val, plan.micro_batch_size)
-            _require_finite(totals.validation, "validation", done)
+            _require_finite(totals.validation, "validation", totals)
             measure()
             journal.row("val", done, epoch=epoch, wall_time_s=totals.wall_time_s, **totals.validation)
             journal.say(_validation_words(done, steps, totals.validation, task.metric_name))
@@ -180,7 +185,7 @@ def _train(
 
     # The test split is looked at once, after the last step.
     test = setup.evaluate(setup.splits.test, plan.micro_batch_size)
-    _require_finite(test, "test", steps)
+    _require_finite(test, "test", totals)
     measure()
     save_weights(run.checkpoint_dir / WEIGHTS, state.evaluated, weights_metadata(config))
     journal.say(f"done: test {task.metric_name} {test['metric']:.4f}, test loss {test['loss']:.4f}")
@@ -206,7 +211,7 @@ def _backward(
         journal.say(f"out of memory at step {step + 1}; repeated in parts of {plan.micro_batch_size} images")
 
 
-def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micro_batch_size: int) -> RunFailed:
+def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micro_batch_size: int) -> NonFinite:
     """Repeat the step to name the first bad tensor; the batch is fetched anew because mixing writes to it."""
     ((images, targets),) = setup.batches(range(step, step + 1), num_workers=0)
     images, targets = setup.mix(step, images, targets)
@@ -219,10 +224,11 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micr
                 first = first or first_non_finite(setup.task, part[0], partial(setup.loss, step, *part))
     first = first or "none when the step is repeated; a norm overflowed, or the device does not repeat itself exactly"
     what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
-    return RunFailed(
-        "non_finite",
+    return NonFinite(
         f"non-finite {what} at step {step + 1} of {setup.steps}; first non-finite tensor: {first}; "
         f"learning rate {learning_rate:.3g}: lower training.learning_rate or check the data",
+        step + 1,
+        setup.state.totals,
     )
 
 
@@ -236,10 +242,11 @@ def _require_same_data(run: RunDirectory, record: dict[str, Any]) -> None:
         )
 
 
-def _require_finite(measured: dict[str, Any], split: str, step: int) -> None:
+def _require_finite(measured: dict[str, Any], split: str, totals: Totals) -> None:
     if not math.isfinite(measured["loss"]):
-        message = f"loss on the {split} split is {measured['loss']} after step {step}; lower training.learning_rate"
-        raise RunFailed("non_finite", message)
+        step, loss = totals.step, measured["loss"]
+        message = f"loss on the {split} split is {loss} after step {step}; lower training.learning_rate"
+        raise NonFinite(message, step, totals)
 
 
 def _validation_words(step: int, steps: int, measured: dict[str, Any], metric_name: str) -> str:

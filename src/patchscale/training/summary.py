@@ -143,6 +143,7 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
         **{f"test_{name}": value for name, value in test.items() if name not in ("loss", "metric")},
         "wall_time_s": totals.wall_time_s,
         "train_time_s": totals.train_time_s,
+        "learning_rate_factor": totals.learning_rate_factor,
         "train_images_per_s": images_seen / totals.train_time_s,
         "peak_memory_bytes": totals.peak_memory_bytes,
         "peak_memory_kind": peak_memory_kind(setup.device),
