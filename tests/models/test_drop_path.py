@@ -41,6 +41,20 @@ def test_parts_of_a_batch_are_dropped_as_in_the_whole(cuts) -> None:
     assert torch.equal(drawn(module, x), whole)  # leaving the context restores the plain behaviour
 
 
+@pytest.mark.parametrize("cuts", [(0, 5), (0, 2, 5), (0, 1, 4, 5)])
+def test_a_process_that_holds_some_images_drops_them_as_in_the_whole(cuts) -> None:
+    x, held = torch.randn(64, 4, 2), torch.tensor([3, 4, 40, 59, 60])
+    module = DropPath(0.5)
+    whole = drawn(module, x)
+    parts = []
+    for start, end in pairwise(cuts):
+        with batch_rows(start, 64, held=held):
+            parts.append(drawn(module, x[held[start:end]]))
+    assert torch.equal(torch.cat(parts), whole[held])
+    with batch_rows(4, 64, held=held), pytest.raises(IndexError, match="index 64 is out of bounds"):
+        module(x[:2])
+
+
 def test_blocks_computed_again_in_the_backward_pass_draw_the_same_rows() -> None:
     x = torch.randn(16, 4, 2, requires_grad=True)
     module = DropPath(0.5)

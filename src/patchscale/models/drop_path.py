@@ -18,14 +18,21 @@ _rows: Tensor | None = None
 
 
 @contextmanager
-def batch_rows(start: int, total: int, device: torch.device | str = "cpu") -> Iterator[None]:
+def batch_rows(
+    start: int, total: int, device: torch.device | str = "cpu", *, held: Tensor | None = None
+) -> Iterator[None]:
     """Inside, models are given images `start`, `start` + 1, ... of a batch of `total`.
 
-    `device` is that of the images; from another, every drop path waits for a copy. Must enclose the backward pass too,
-    in which checkpointed blocks run again.
+    A process that has some images of the batch only says which it holds: `held` [n] are their numbers, and `start`
+    counts in them. `device` is that of the images; from another, every drop path waits for a copy. Must enclose the
+    backward pass too, in which checkpointed blocks run again.
     """
     global _rows
-    before, _rows = _rows, torch.arange(start, start + total, device=device)
+    rows = torch.arange(start, start + total, device=device)
+    if held is not None:
+        rows[: len(held) - start] = held[start:]
+        rows[len(held) - start :] = total  # there are no more
+    before, _rows = _rows, rows
     try:
         yield
     finally:

@@ -18,6 +18,10 @@ class Meter(Protocol):
         """Count one batch."""
         ...
 
+    def merge(self, other: Any) -> None:
+        """Count what another meter of the same kind, on the same device, has counted."""
+        ...
+
     def compute(self) -> dict[str, Any]:
         """`loss` (plain mean cross-entropy), `metric` (a fraction), and the task's extras."""
         ...

@@ -66,6 +66,13 @@ class ClassificationMeter:
         if self.num_classes > 5:
             self.in_top5 = self.in_top5 + (logits.topk(5, dim=1).indices == targets[:, None]).sum()
 
+    def merge(self, other: "ClassificationMeter") -> None:
+        """Count what another meter has counted."""
+        self.loss_sum = self.loss_sum + other.loss_sum
+        self.in_top5 = self.in_top5 + other.in_top5
+        self.correct = self.correct + other.correct
+        self.images = self.images + other.images
+
     def compute(self) -> dict[str, Any]:
         """Loss, top-1, top-5 (with more than five classes), and top-1 by class, None for a class without images.
 

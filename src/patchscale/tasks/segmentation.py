@@ -55,11 +55,11 @@ class SegmentationTask(Task):
             label_smoothing=self.label_smoothing,
             reduction="sum",
         )
-        return {"loss": loss_sum / self.loss_terms(targets), "logits": logits}
+        return {"loss": loss_sum / self.loss_terms(targets).clamp(min=1), "logits": logits}
 
     def loss_terms(self, targets: Tensor) -> Tensor:
-        """Labelled pixels, at least 1."""
-        return (targets != self._ignore_index).sum().clamp(min=1)
+        """Labelled pixels."""
+        return (targets != self._ignore_index).sum()
 
     @property
     def _ignore_index(self) -> int:
@@ -90,6 +90,11 @@ class SegmentationMeter:
             predicted, true = predicted[labelled], true[labelled]
         pairs = torch.bincount(true * self.num_classes + predicted, minlength=self.num_classes**2)
         self.confusion = self.confusion.to(pairs.device) + pairs.view(self.num_classes, self.num_classes)
+
+    def merge(self, other: "SegmentationMeter") -> None:
+        """Count what another meter has counted."""
+        self.loss_sum = self.loss_sum + other.loss_sum
+        self.confusion = self.confusion + other.confusion
 
     def compute(self) -> dict[str, Any]:
         """Loss, mIoU (mean over classes that occur in label or prediction), pixel accuracy, IoU by class.
