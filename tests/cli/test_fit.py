@@ -19,6 +19,8 @@ app = typer.Typer(pretty_exceptions_enable=False)
 app.command("fit")(fit)
 app.command("published")(published)
 
+FOUNDING = ("published:patchification/imagenet", "--target", "error", "--where", "architecture=adventurer")
+
 
 def run(*arguments: str):
     """Standard output and error of the command; a `UserError` is raised as it is."""
@@ -113,6 +115,15 @@ def test_the_forms_are_listed():
         (["published:patchification/test-loss", "--predict", "0"], "positive"),
         (["published:patchification/test-loss", "--form", "cubic"], "form 'cubic' is not known"),
         (["published:patchification/test-loss", "--level", "95"], "level=95.0 is not between 0 and 1"),
+        (["published:patchification/test-loss", "--level", "nan"], "level=nan is not between 0 and 1"),
+        ([*FOUNDING, "--form", "additive", "--huber", "nan"], "huber=nan is not positive and finite"),
+        ([*FOUNDING, "--form", "additive", "--huber", "inf"], "huber=inf is not positive and finite"),
+        ([*FOUNDING, "--form", "additive", "--draws", "-1"], "draws=-1 are too few for an interval"),
+        ([*FOUNDING, "--form", "additive", "--draws", "1000000000"], "draws=1000000000 are too many, above 100000"),
+        ([*FOUNDING, "--form", "additive", "--seed", "-1"], "seed=-1 is negative"),
+        ([*FOUNDING, "--compare", "--seed", "-1"], "seed=-1 is negative"),
+        ([*FOUNDING, "--predict", "4,nan"], "patch sizes are positive numbers of pixels"),
+        ([*FOUNDING, "--predict", "9" * 400], "patch sizes are positive numbers of pixels"),
         (
             ["published:patchification/imagenet", "--target", "error", "--where", "patch_size=1"],
             "no curve could be fitted",
@@ -183,9 +194,6 @@ def test_groups_and_factors_on_the_command_line():
     assert "E[adventurer]" in grouped
     factored = run(*common, "--factors", "architecture", "--draws", "40").stdout
     assert "x[architecture=vit]" in factored
-
-
-FOUNDING = ("published:patchification/imagenet", "--target", "error", "--where", "architecture=adventurer")
 
 
 def test_laws_are_compared():
@@ -266,6 +274,10 @@ def test_next_runs_for_a_parameter_or_a_choice_as_json(tmp_path):
         (["--compare", "--by", "model"], "--by does not go with"),
         (["--design", "a", "--models", "vit_none"], "vit_none"),
         (["--design", "a", "--patch-sizes", "5"], "patch size 5 divides none"),
+        (["--design", "a", "--img-sizes", "nan"], "'nan' is not a positive whole number"),
+        (["--design", "a", "--images-seen", "nan"], "images_seen: nan is not a positive number"),
+        (["--design", "patch_size=nan,img_size=224,model=vit_base"], "--design patch_size=nan: give a finite number"),
+        (["--design", f"patch_size={'9' * 400},img_size=224,model=vit_base"], "give a finite number"),
     ],
 )
 def test_mistakes_of_comparing_and_designing_are_one_line(arguments, message):

@@ -10,6 +10,7 @@ import pytest
 from patchscale.planner.compute_curve import ComputeCurve
 
 TABLE = ["published:patchification/imagenet", "--where", "architecture=adventurer"]
+NINES = "9" * 5000
 VLM = ["published:vlm/tokens-llm-size", "--where", "task=OCR", "--form", "vlm"]
 
 
@@ -147,6 +148,20 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
             ["published:siglip2/imagenet", "--form", "relative-patch:C=0", "--budget", "infer_flops=1e12"],
             "no built-in model",
         ),
+        ([*TABLE, "--budget", "infer_flops=nan"], "the limit is not a positive number"),
+        ([*TABLE, "--budget", f"infer_flops={NINES}"], "the limit is not a positive number"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--batch-size", "0"], "Invalid value for '--batch-size'"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--batch-size", NINES], "Invalid value for '--batch-size'"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--text-tokens", "-1"], "Invalid value for '--text-tokens'"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--seed", "-1"], "seed=-1 is negative"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--images-seen", "nan"], "nan is not a positive number"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--images-seen", NINES], "inf is not a positive number"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--images-seen", "1e300"], "1e+300 is not a positive number below"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--patch-size", NINES], "is not a positive whole number of up to 18"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--img-size", "nan"], "'nan' is not a positive whole number"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--merge-factor", "2"], "--merge-factor is for vision-language"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--visual-tokens", "2"], "--visual-tokens is for vision-language"),
+        ([*VLM, "--budget", "infer_flops=1e12", "--llm", "7B=nan"], "llms: nan is not a positive number"),
         ([*VLM, "--vlm", "qwen2.5-vl-8b", "--img-size", "224", "--budget", "infer_flops=1e13"], "did you mean"),
         ([*VLM, "--vlm", "qwen2.5-vl-7b", "--budget", "infer_flops=1e13"], "no img_sizes"),
         ([*VLM, "--budget", "peak_memory_bytes=8GB"], "is not priced (it needs named models)"),
@@ -159,4 +174,5 @@ def test_mistakes_are_one_line(call, arguments, message):
     assert code == 2
     assert message in err
     assert len(err.strip().splitlines()) == 1
+    assert len(err) < 400 or not any(NINES in one for one in arguments)
     assert out == ""

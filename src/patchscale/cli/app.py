@@ -1,6 +1,7 @@
 """The `patchscale` command: one verb, one file; heavy imports happen inside the verbs."""
 
 import sys
+from typing import Any
 
 import typer
 
@@ -45,11 +46,23 @@ app.command("published")(published.published)
 app.command("bench")(bench.bench)
 app.command("doctor")(doctor.doctor)
 
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What the option parser raises; the package it comes from differs between versions of typer."""
+
 
 def main() -> None:
     """Entry point. Exit codes: 0 done, 1 a run failed, 2 the user's mistake, 130 interrupted."""
     try:
-        app()
+        # not standalone: mistakes in options come here, to be told in one line like all others
+        sys.exit(app(standalone_mode=False))
+    except USAGE_ERROR as error:
+        if not sys.argv[1:]:  # the help, as an answer to nothing
+            error.show()
+            sys.exit(2)
+        where = error.ctx.command_path if error.ctx else "patchscale"
+        _fail(f"{error.format_message().rstrip('.')} (`{where} -h` shows the options)", 2)
+    except typer.Abort:
+        _fail("aborted", 1)
     except UserError as error:
         _fail(str(error), 2)
     except RunFailed as error:

@@ -1,6 +1,7 @@
 """`patchscale fit --compare`: which law describes the rows, and which foretells them."""
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ def _print(found: "Comparison") -> None:
         print(f"not compared: {one.reason}")
 
 
-def _left_out(found: "Comparison", row: dict[str, Any]) -> dict[str, str]:
+def _left_out(found: "Comparison", row: Mapping[Any, Any]) -> dict[str, str]:
     """For each axis the error over its inside levels, and at the end one extrapolates to."""
     ends = found.holdouts[found.holdouts["side"] == "end"].drop_duplicates("column").set_index("column")["value"]
     line = {}

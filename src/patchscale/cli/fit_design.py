@@ -1,5 +1,6 @@
 """`patchscale fit --design`: which runs next, for one decision, from a priced grid of runs that could be made."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -148,7 +149,7 @@ def _decision(fit: "Fit", texts: list[str], fixed: dict[str, Any]) -> "str | pd.
         if "=" not in text:
             raise UserError(f"--design {text!r}: a parameter cannot be compared with a configuration; give one of them")
         pairs = [_pair("--design", part, "patch_size=4,img_size=224,model=vit_base") for part in text.split(",")]
-        rows.append({**fixed, **{name: _as_number(value) for name, value in pairs}})
+        rows.append({**fixed, **{name: _as_number(name, value) for name, value in pairs}})
     points = pd.DataFrame(rows)
     needs = {axis.column for axis in fit.problem.law.axes}
     if (
@@ -168,8 +169,13 @@ def _params_backbone(row: Mapping[Any, Any]) -> float:
     return float(price(space)["params_backbone"].iloc[0])
 
 
-def _as_number(value: str) -> Any:
+def _as_number(name: str, value: str) -> Any:
+    from patchscale.errors import UserError
+
     try:
-        return float(value)
+        number = float(value)
     except ValueError:
         return value
+    if not math.isfinite(number):
+        raise UserError(f"--design {name}={value[:40]}: give a finite number")
+    return number

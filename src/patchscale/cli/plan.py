@@ -82,7 +82,10 @@ def plan(
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
+    from patchscale.laws.design import with_tokens
     from patchscale.laws.fit import fit_law
+    from patchscale.laws.forms import law_named
+    from patchscale.laws.table import require_columns, target_named
     from patchscale.planner.plan import plan as make_plan
 
     if not source:
@@ -94,6 +97,26 @@ def plan(
     if schedule:
         _schedule(table, limits, target, json)
         return
+    # what could be built first: a mistake in it should not wait for the fit
+    law = law_named(form)
+    require_columns(with_tokens(table, law), law, target_named(target))
+    constants: dict[str, Any] = dict(_pair("--fixed", text, "architecture=vit") for text in fixed or [])
+    space: Space | VisionLanguageSpace
+    if llm or vlm or any(axis.column == "llm_params" for axis in law.axes):
+        sides = {"img_size": img_size, "patch_size": patch_size, "merge_factor": merge_factor}
+        if vlm:
+            space = _named_vision_language(vlm, llm or [], sides, text_tokens, constants)
+        else:
+            space = _vision_language(table, llm or [], visual_tokens, model, sides, text_tokens, constants)
+        pricing: dict[str, Any] = {"device": device or None, "batch_size": batch_size or 1}
+    else:
+        for option, given in (("--visual-tokens", visual_tokens), ("--merge-factor", merge_factor)):
+            if given:
+                raise UserError(
+                    f"{option} is for vision-language models; give them with --vlm or --llm, or leave it out"
+                )
+        space = _vision(table, model, img_size, patch_size, images_seen, constants)
+        pricing = {"device": device or None, "batch_size": batch_size or 64}
     fit = fit_law(
         table,
         form=form,
@@ -103,18 +126,6 @@ def plan(
         allow_mixed=allow_mixed,
         seed=seed,
     )
-    constants: dict[str, Any] = dict(_pair("--fixed", text, "architecture=vit") for text in fixed or [])
-    space: Space | VisionLanguageSpace
-    if llm or vlm or _reads_llm_params(fit):
-        sides = {"img_size": img_size, "patch_size": patch_size, "merge_factor": merge_factor}
-        if vlm:
-            space = _named_vision_language(vlm, llm or [], sides, text_tokens, constants)
-        else:
-            space = _vision_language(table, llm or [], visual_tokens, model, sides, text_tokens, constants)
-        pricing: dict[str, Any] = {"device": device or None, "batch_size": batch_size or 1}
-    else:
-        space = _vision(table, model, img_size, patch_size, images_seen, constants)
-        pricing = {"device": device or None, "batch_size": batch_size or 64}
     made = make_plan(fit, space, budgets=limits, rank_by=rank_by or None, **pricing)
     if report is not None:
         _write_page(made, report, source)
@@ -164,7 +175,7 @@ def _budgets(texts: list[str]) -> dict[str, float]:
             raise UserError(f"--budget {name} is given twice; give one limit")
         limits[name] = _number("--budget", value)
         if not 0 < limits[name] < float("inf"):
-            raise UserError(f"--budget {text}: the limit is not a positive number")
+            raise UserError(f"--budget {text[:60]}: the limit is not a positive number")
     return limits
 
 
@@ -188,7 +199,7 @@ def _number(option: str, text: str) -> float:
     try:
         return float(text.removesuffix(unit)) * UNITS.get(unit, 1.0)
     except ValueError:
-        raise UserError(f"{option}: {text!r} is not a number such as 200, 2e21, 80GB or 10ms") from None
+        raise UserError(f"{option}: {text[:60]!r} is not a number such as 200, 2e21, 80GB or 10ms") from None
 
 
 def _names(text: str) -> list[str]:
@@ -215,10 +226,6 @@ def _vision(
         images_seen=[_number("--images-seen", part) for part in _names(images_seen)],
         fixed=fixed,
     )
-
-
-def _reads_llm_params(fit: "Fit") -> bool:
-    return any(axis.column == "llm_params" for axis in fit.problem.law.axes)
 
 
 def _named_vision_language(

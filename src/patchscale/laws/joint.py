@@ -39,6 +39,8 @@ PROFILE_EXPONENTS = 2
 PROFILE_AMPLITUDES = 5
 """Profiles try every subset of the amplitudes."""
 HUBER_ROUNDS = 100
+MOST_DRAWS = 100_000
+"""Of a bootstrap: ends of a 95 % interval are settled long before, and each draw is a fit."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +67,15 @@ class FitOptions:
             raise UserError(f"level={self.level} is not between 0 and 1; 0.95 is usual")
         if self.residuals not in (None, "log", "relative"):
             raise UserError(f"residuals={self.residuals!r} is not known; use log or relative")
-        if self.huber is not None and not self.huber > 0:
+        if self.huber is not None and not 0 < self.huber < np.inf:
             raise UserError(
-                f"huber={self.huber} is not positive; 1e-3 is usual for losses, or 1.345 with a noise column"
+                f"huber={self.huber} is not positive and finite; 1e-3 is usual for losses, or 1.345 with a noise column"
             )
-        if self.draws < 20:
-            raise UserError(f"draws={self.draws} are too few for an interval; 1000 is usual")
+        if not 20 <= self.draws <= MOST_DRAWS:
+            few_or_many = "few for an interval" if self.draws < 20 else f"many, above {MOST_DRAWS}"
+            raise UserError(f"draws={self.draws} are too {few_or_many}; 1000 is usual")
+        if self.seed < 0:
+            raise UserError(f"seed={self.seed} is negative; give 0 or a positive whole number")
 
     @property
     def as_curve(self) -> bool:

@@ -142,9 +142,13 @@ def divisors(number: int) -> list[int]:
     return [one for one in range(number // 2, 0, -1) if number % one == 0]
 
 
+MOST = 1e18
+"""Larger ones are slips, and products of them are no numbers any more."""
+
+
 def ordered(name: str, values: Sequence[Any]) -> tuple[Any, ...]:
     """Positive numbers, each once, ascending; raises `UserError` about `name` for others."""
     for value in values:
-        if not (isinstance(value, int | float | np.integer | np.floating) and 0 < value < float("inf")):
-            raise UserError(f"{name}: {value!r} is not a positive number")
+        if not (isinstance(value, int | float | np.integer | np.floating) and 0 < value < MOST):
+            raise UserError(f"{name}: {value!r} is not a positive number below {MOST:g}")
     return tuple(sorted(set(values)))
