@@ -78,6 +78,7 @@ class Adventurer(nn.Module):
         pos_embed: Literal["learned", "sincos2d"] = "learned",
         drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        drop_path_schedule: Literal["linear", "constant"] = "linear",
         ssd_backend: str = AUTO,
         chunk_size: int | None = None,
     ) -> None:
@@ -119,7 +120,7 @@ class Adventurer(nn.Module):
         new_mlp = partial(SwiGLU, embed_dim, int(2.5 * embed_dim) if mlp_dim is None else mlp_dim)
         self.layers = nn.ModuleList(
             Block(embed_dim, mixer=new_mixer(), mlp=new_mlp(), drop_path=rate, flip=flip)
-            for rate, flip in zip(_drop_path_rates(drop_path_rate, depth), flips, strict=True)
+            for rate, flip in zip(_drop_path_rates(drop_path_rate, depth, drop_path_schedule), flips, strict=True)
         )
         self.norm_f = RMSNorm(embed_dim)
         self.head = _new_head(embed_dim, num_classes)
@@ -246,12 +247,14 @@ class SwiGLU(nn.Module):
         return self.w3(F.silu(self.w1(x)) * self.w2(x))
 
 
-def _drop_path_rates(rate: float, depth: int) -> list[float]:
-    """Rates of the blocks: 0, 0, then rising linearly, by rate / (depth - 1) a block.
+def _drop_path_rates(rate: float, depth: int, schedule: str) -> list[float]:
+    """Rates of the blocks: the same everywhere, or 0, 0, then rising linearly, by rate / (depth - 1) a block.
 
     The released code puts a zero in front of linspace(0, rate, depth) and uses the first `depth` of these, so the
     last block has rate * (depth - 2) / (depth - 1), never the full rate.
     """
+    if schedule == "constant":
+        return [rate] * depth
     return [rate * max(block - 1, 0) / max(depth - 1, 1) for block in range(depth)]
 
 

@@ -78,8 +78,10 @@ def load_checkpoint(
     return load_into(model, read_weights(path, ema=ema), resize=resize, head=head)
 
 
-def load_into(model: nn.Module, weights: Weights, *, resize: bool = False, head: HeadChoice = "keep") -> LoadReport:
-    """`load_checkpoint` for weights that were already read."""
+def load_into(
+    model: nn.Module, weights: Weights, *, resize: bool = False, head: HeadChoice = "keep", quirk: bool = False
+) -> LoadReport:
+    """`load_checkpoint` for weights that were already read; `quirk` as in `convert`."""
     if head not in get_args(HeadChoice):
         raise UserError(f"head={head!r} is unknown; choose one of {', '.join(get_args(HeadChoice))}")
     model = unwrapped(model)
@@ -92,7 +94,7 @@ def load_into(model: nn.Module, weights: Weights, *, resize: bool = False, head:
     kept = own_head - tensors.keys()
     _check_names(weights, tensors.keys(), own.keys() - kept, model)
     note = _check_flip_schedule(weights, model)
-    tensors, resampled = _at_sizes_of(model, weights, tensors, resize=resize)
+    tensors, resampled = _at_sizes_of(model, weights, tensors, resize=resize, quirk=quirk)
     wrong = [name for name in own if name in tensors and tensors[name].shape != own[name].shape]
     if wrong:
         raise UserError(
@@ -393,7 +395,7 @@ def _check_flip_schedule(weights: Weights, model: nn.Module) -> str:
 
 
 def _at_sizes_of(
-    model: nn.Module, weights: Weights, tensors: dict[str, Tensor], *, resize: bool
+    model: nn.Module, weights: Weights, tensors: dict[str, Tensor], *, resize: bool, quirk: bool
 ) -> tuple[dict[str, Tensor], list[Resampled]]:
     """The tensors at the model's patch size and grid; `UserError` if they are of others and `resize` is not set."""
     own = model.state_dict()
@@ -417,7 +419,7 @@ def _at_sizes_of(
         )
     if not resize:
         raise UserError(f"{weights.path}: made for {there}, the model for {here}; resize=True carries them over")
-    return resample(tensors, model, patch_shape, grid, old_grid=old_grid)
+    return resample(tensors, model, patch_shape, grid, old_grid=old_grid, quirk=quirk)
 
 
 def _sizes_words(patch_shape: tuple[int, int], grid: tuple[int, int] | None) -> str:

@@ -11,6 +11,8 @@ import timm.layers
 import torch
 from torch import Tensor, nn
 
+from patchscale.errors import UserError
+
 # Of a batch of B images, the numbers [B] of those at hand and of those after them. A tensor, because compiled code is
 # made anew for every other int that it meets in a global. Not a context variable: on CUDA the autograd engine
 # recomputes checkpointed blocks in a thread of its own.
@@ -48,6 +50,18 @@ class DropPath(timm.layers.DropPath):
             return super().forward(x)
         mask = super().forward(x.new_ones(len(_rows), *(1,) * (x.dim() - 1)))
         return x * mask[_rows[: len(x)].to(x.device)]
+
+
+def constant_drop_path(model: nn.Module, rate: float) -> None:
+    """Give every block of a timm ViT the same rate, in place, where timm's rates grow from 0 with depth.
+
+    Raises `UserError` for a model whose blocks have no drop path of timm's.
+    """
+    blocks = [block for block in getattr(model, "blocks", ()) if hasattr(block, "drop_path1")]
+    if not blocks:
+        raise UserError(f"{type(model).__name__} has no drop path to make constant; use drop_path_schedule='linear'")
+    for block in blocks:
+        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
 
 
 def own_drop_path(model: nn.Module) -> None:

@@ -4,6 +4,7 @@ B batch   H, W image height and width in pixels   p patch size   h, w = H/p, W/p
 """
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -37,6 +38,22 @@ def lecun_normal_(weight: Tensor) -> None:
     """Fill with a normal cut at two standard deviations, of variance 1 / fan_in after the cut (LeCun 1998)."""
     std = weight[0].numel() ** -0.5 / 0.87962566  # a standard normal cut at +-2 has this standard deviation
     nn.init.trunc_normal_(weight, std=std, a=-2 * std, b=2 * std)
+
+
+def initialise_as_released(model: nn.Module, quirks: Sequence[str]) -> None:
+    """Draw the patch embedding anew as the released code did, if `quirks` has its name; see docs/recipes.md.
+
+    `patch_init_wide`: a normal whose standard deviation was raised for a cut at two of them, but which is cut at 2.
+    `patch_bias_uniform`: the bias is torch's default for a convolution, up to 1 / sqrt(3 p^2) either way.
+    """
+    projection = getattr(getattr(model, "patch_embed", None), "proj", None)
+    if not isinstance(projection, nn.Conv2d) or projection.bias is None:
+        return
+    fan_in = projection.weight[0].numel()
+    if "patch_init_wide" in quirks:
+        nn.init.trunc_normal_(projection.weight, std=fan_in**-0.5 / 0.87962566, a=-2, b=2)
+    if "patch_bias_uniform" in quirks:
+        nn.init.uniform_(projection.bias, -(fan_in**-0.5), fan_in**-0.5)
 
 
 class PatchEmbed(nn.Module):

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import Any, Literal
 
 import timm
-from timm.layers import Mlp, SwiGLUPacked
+from timm.layers import LayerScale, Mlp, SwiGLUPacked
 from timm.models.vision_transformer import VisionTransformer
 from timm.models.xcit import XCA
 from torch import Tensor, nn
@@ -143,6 +143,15 @@ def create_timm_vit(
 def timm_vit_names() -> frozenset[str]:
     """Names of timm's models in `TIMM_FAMILIES`."""
     return frozenset(timm.list_models(module=list(TIMM_FAMILIES)))
+
+
+def set_layer_scale(model: nn.Module, value: float) -> None:
+    """Start every LayerScale of a timm model at `value`; raises `UserError` if it has none."""
+    gains = [module.gamma for module in model.modules() if isinstance(module, LayerScale)]
+    if not gains:
+        raise UserError(f"{type(model).__name__} has no LayerScale; leave out layer_scale_init")
+    for gain in gains:
+        nn.init.constant_(gain, value)
 
 
 def keeps_scores(name: str) -> bool:

@@ -64,6 +64,8 @@ def build_backbone(model: ModelConfig, *, num_classes: int) -> nn.Module:
         num_classes=num_classes,
         pos_embed=model.pos_embed,
         drop_path_rate=model.drop_path_rate,
+        drop_path_schedule=model.drop_path_schedule,
+        layer_scale_init=model.layer_scale_init,
         flip_schedule=model.flip_schedule,
     )
 

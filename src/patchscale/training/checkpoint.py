@@ -29,6 +29,8 @@ from patchscale.training.tensor_files import describe_file, flush, read_tensors,
 FORMAT = "patchscale-checkpoint-2"
 MANIFEST = "manifest.json"
 WEIGHTS = "model.safetensors"
+RAW_WEIGHTS, EMA_WEIGHTS = "model_raw.safetensors", "model_ema.safetensors"
+"""Of a run with a moving average: those of its two kinds of final weights that are not the evaluated ones."""
 
 
 @dataclass(kw_only=True)
@@ -83,11 +85,21 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3 | None
     totals: Totals
+    evaluates_ema: bool = True
 
     @property
     def evaluated(self) -> nn.Module:
-        """The weights that count: the moving average if there is one."""
-        return self.task if self.ema is None else self.ema.module
+        """The weights that count: the moving average if there is one, unless it is kept aside."""
+        return self.ema.module if self.ema is not None and self.evaluates_ema else self.task
+
+    @property
+    def final_weights(self) -> dict[str, nn.Module]:
+        """By name of the file: what is saved at the end, the evaluated weights as `WEIGHTS`."""
+        if self.ema is None:
+            return {WEIGHTS: self.task}
+        if self.evaluates_ema:
+            return {WEIGHTS: self.ema.module, RAW_WEIGHTS: self.task}
+        return {WEIGHTS: self.task, EMA_WEIGHTS: self.ema.module}
 
 
 class Checkpoints:

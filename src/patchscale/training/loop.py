@@ -18,7 +18,8 @@ from patchscale.config import RunConfig
 from patchscale.errors import UserError
 from patchscale.models.drop_path import batch_rows
 from patchscale.runs.record import RunDirectory
-from patchscale.training.checkpoint import WEIGHTS, Checkpoints, Totals, remove_leftovers, save_weights
+from patchscale.runs.stages import stage_columns
+from patchscale.training.checkpoint import Checkpoints, Totals, remove_leftovers, save_weights
 from patchscale.training.device import peak_memory_bytes, resolve_device, torch_settings
 from patchscale.training.diagnose import first_non_finite
 from patchscale.training.failures import ending_recorded
@@ -26,7 +27,7 @@ from patchscale.training.initial_weights import load_initial_weights
 from patchscale.training.interrupt import Interrupted, StopSignals
 from patchscale.training.journal import Journal, Watcher, truncate_metrics
 from patchscale.training.memory import MemoryPlan, plan_memory
-from patchscale.training.optim import learning_rate_at
+from patchscale.training.optim import learning_rate_at, set_learning_rate
 from patchscale.training.rollback import NonFinite, Rollback, with_rollback
 from patchscale.training.setup import Setup, micro_batches, set_up
 from patchscale.training.summary import (
@@ -100,8 +101,8 @@ def _train(
     resumed = checkpoints.load(state)
     if resumed:
         _require_same_data(run, setup.splits.record)
-    elif training.init_from is not None:
-        for line in str(load_initial_weights(config, state)).splitlines():
+    elif training.init_from is not None or training.init_run is not None:
+        for line in str(load_initial_weights(run, config, state)).splitlines():
             journal.say(line)
     totals = state.totals
     earlier_time_s = totals.wall_time_s
@@ -127,8 +128,7 @@ def _train(
     for step, (images, targets) in zip(todo, setup.batches(todo), strict=True):
         # Forward, backward, clip.
         learning_rate = learning_rate_at(step, steps, training) * totals.learning_rate_factor
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate
+        set_learning_rate(state.optimizer, learning_rate)
         images, targets = setup.mix(step, images, targets)
         loss, plan = _backward(setup, step, images, targets, plan, run, journal)
         norm = clip_grad_norm_(task.parameters(), training.clip_grad_norm or math.inf)
@@ -187,9 +187,11 @@ def _train(
     test = setup.evaluate(setup.splits.test, plan.micro_batch_size)
     _require_finite(test, "test", totals)
     measure()
-    save_weights(run.checkpoint_dir / WEIGHTS, state.evaluated, weights_metadata(config))
+    for name, weights in state.final_weights.items():
+        save_weights(run.checkpoint_dir / name, weights, weights_metadata(config, name))
     journal.say(f"done: test {task.metric_name} {test['metric']:.4f}, test loss {test['loss']:.4f}")
-    return result_row(setup, test)
+    row = result_row(setup, test)
+    return row | stage_columns(run, config, row["flops_train_total"])
 
 
 def _backward(

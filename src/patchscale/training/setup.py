@@ -10,13 +10,15 @@ from timm.utils import ModelEmaV3
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from patchscale.config import RunConfig
+from patchscale.config import RunConfig, TrainingConfig
 from patchscale.costs.counts import Counts, count
 from patchscale.data.datasets import Splits, load_splits
 from patchscale.data.seeding import seeded
 from patchscale.models.adventurer import Adventurer
 from patchscale.models.drop_path import batch_rows
+from patchscale.models.patch_embed import initialise_as_released
 from patchscale.models.ssd.selection import resolve_backend
+from patchscale.quirks import SAMPLER_ROUNDS_TO
 from patchscale.tasks import Task, build_task
 from patchscale.training.batches import Batch, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
@@ -102,12 +104,13 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
     splits = load_splits(config)
     with seeded(config.seed, "init"):
         task = build_task(config, splits)
+        initialise_as_released(task.backbone, training.quirks)
     task.to(device).train()
     if isinstance(task.backbone, Adventurer):
         task.backbone.set_ssd_backend(config.execution.ssd_backend)
         # Refused now, if it cannot run here.
         resolve_backend(config.execution.ssd_backend, device, option="execution.ssd_backend ")
-    ema = _moving_average(task, training.ema_decay)
+    ema = _moving_average(task, training)
     if config.execution.compile:
         compile_backbone(task.backbone)
     return Setup(
@@ -123,7 +126,7 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
             pos_embed=config.model.pos_embed,
         ),
         steps=training.num_steps(len(splits.train)),
-        order=TrainingOrder(config.seed, len(splits.train), training.batch_size),
+        order=_order(config, len(splits.train)),
         mixup=_mixup(config, splits.num_classes),
         task=task,
         state=TrainingState(
@@ -131,6 +134,7 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
             optimizer=build_optimizer(task, training),
             ema=ema,
             totals=Totals(),
+            evaluates_ema=training.eval_weights == "ema",
         ),
     )
 
@@ -148,6 +152,19 @@ def _mixup(config: RunConfig, num_classes: int) -> Mixup | None:
     )
 
 
-def _moving_average(task: Task, decay: float | None) -> ModelEmaV3 | None:
+def _order(config: RunConfig, num_images: int) -> TrainingOrder:
+    drops = "repeated_augment_drops_rest" in config.training.quirks
+    return TrainingOrder(
+        config.seed,
+        num_images,
+        config.training.batch_size,
+        repeats=config.data.repeated_augment,
+        round_to=SAMPLER_ROUNDS_TO if drops else None,
+    )
+
+
+def _moving_average(task: Task, training: TrainingConfig) -> ModelEmaV3 | None:
     """timm's moving average with its warm-up of the decay, so that short runs are not held by their first weights."""
-    return None if decay is None else ModelEmaV3(task, decay=decay, use_warmup=True)
+    if training.ema_decay is None:
+        return None
+    return ModelEmaV3(task, decay=training.ema_decay, use_warmup="ema_without_warmup" not in training.quirks)

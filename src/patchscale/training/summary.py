@@ -16,6 +16,7 @@ from patchscale.models.ssd.selection import resolve_backend
 from patchscale.provenance import git_commit, versions
 from patchscale.runs.record import RunDirectory
 from patchscale.shapes import SHAPES, format_img_size
+from patchscale.training.checkpoint import EMA_WEIGHTS, RAW_WEIGHTS, WEIGHTS
 from patchscale.training.device import cpu_name, device_name, peak_memory_kind
 from patchscale.training.memory import MemoryPlan
 from patchscale.training.setup import Setup
@@ -71,14 +72,14 @@ def memory_of_last_attempt(run: RunDirectory, device: torch.device) -> dict[str,
     return attempts[-1].get("memory") if attempts and attempts[-1]["device"] == device.type else None
 
 
-def weights_metadata(config: RunConfig) -> dict[str, Any]:
-    """What the header of the final weights says: whose they are, and whether they are a moving average."""
+def weights_metadata(config: RunConfig, name: str = WEIGHTS) -> dict[str, Any]:
+    """What the header of the final weights `name` says: whose they are, and whether they are a moving average."""
     shape = SHAPES.get(config.model.name)
     is_adventurer = shape is not None and shape.architecture == "adventurer"
     return {
         "version": version("patchscale"),
         "run_id": config.run_id,
-        "weights": weights_kind(config),
+        "weights": {RAW_WEIGHTS: "raw", EMA_WEIGHTS: "ema"}.get(name, weights_kind(config)),
         "task": config.task,
         "model": config.model.name,
         "patch_size": config.model.patch_size,
@@ -90,7 +91,7 @@ def weights_metadata(config: RunConfig) -> dict[str, Any]:
 
 def weights_kind(config: RunConfig) -> str:
     """Which weights are evaluated and saved: "ema" (the moving average) or "raw"."""
-    return "raw" if config.training.ema_decay is None else "ema"
+    return "raw" if config.training.ema_decay is None else config.training.eval_weights
 
 
 def _ssd_backend(setup: Setup) -> str | None:
