@@ -1,4 +1,6 @@
-"""Two tables to report on: curves of the founding paper, and a study in which things went wrong."""
+"""Tables to report on, curves of the founding paper and a study in which things went wrong; a browser."""
+
+import shutil
 
 import numpy as np
 import pandas as pd
@@ -9,6 +11,36 @@ from patchscale.planner.plan import plan
 from patchscale.planner.prices import price
 from patchscale.planner.space import Space
 from patchscale.published_tables.tables import published
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+OPTIONS = [
+    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+]  # fmt: skip
+CONTRASTS = """() => {
+  const channels = text => text.match(/[\\d.]+/g).map(Number);
+  const light = text => channels(text).slice(0, 3).map(c => c / 255)
+    .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
+  const ground = element => {
+    for (let e = element; e; e = e.parentElement) {
+      const color = getComputedStyle(e).backgroundColor;
+      if (channels(color).length === 3) return color;
+    }
+    return 'rgb(255, 255, 255)';
+  };
+  const found = [];
+  for (const element of document.querySelectorAll('body *')) {
+    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
+    if (!own || !element.checkVisibility() || element.closest('title')) continue;
+    const style = getComputedStyle(element);
+    const color = element instanceof SVGElement ? style.fill : style.color;
+    const [dark, bright] = [light(color), light(ground(element))].sort((a, b) => a - b);
+    found.push([(bright + 0.05) / (dark + 0.05), element.tagName, element.textContent.trim().slice(0, 40), color]);
+  }
+  return found.sort((a, b) => a[0] - b[0]);
+}"""
+"""For a page: every text with its contrast against what is behind it, lowest first."""
 
 SIZES = (24, 16, 12, 8, 6, 4)
 LAWS = {"vit_nano": (0.62, 0.030, 0.95), "adventurer_nano": (0.58, 0.022, 1.02)}
@@ -121,3 +153,44 @@ def plain_plan():
         }
     )
     return plan(lambda rows: 9 - rows["hours"], table, budgets={"hours": 4}, axes=["model"])
+
+
+@pytest.fixture(scope="session")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; Debian package chromium")
+    playwright = pytest.importorskip(
+        "playwright.sync_api", reason="playwright is not installed; pip install playwright"
+    )
+    with playwright.sync_playwright() as driver:
+        running = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def visit(browser, pages):
+    """Open one of the module's `pages`, by name; afterwards insist that nothing was asked for, logged or thrown."""
+    contexts, requests, said = [], [], []
+
+    def open_page(name, *, width=1200, dark=False, script=True):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900},
+            color_scheme="dark" if dark else "light",
+            offline=True,
+            java_script_enabled=script,
+        )
+        contexts.append(context)
+        page = context.new_page()
+        page.on("request", lambda request: requests.append(request.url))
+        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: said.append(str(error)))
+        page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
+        page.goto(pages[name].as_uri())
+        return page
+
+    yield open_page
+    assert said == []
+    assert set(requests) <= {path.as_uri() for path in pages.values()}
+    for context in contexts:
+        context.close()

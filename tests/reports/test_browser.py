@@ -1,40 +1,23 @@
 """The page in a real browser, offline: drawn, within the window, legible in both themes, asking for nothing."""
 
 import re
-import shutil
 
 import pandas as pd
 import pytest
+from tests.reports.conftest import CONTRASTS
 
 from patchscale.laws.fit import fit_curves
 from patchscale.reports.html import write_report
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-OPTIONS = [
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
-]  # fmt: skip
-
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; Debian package chromium")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; pip install playwright")
-
 
 @pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield running
-        running.close()
-
-
-@pytest.fixture(scope="module")
-def reports(tmp_path_factory, study, founding):
+def pages(tmp_path_factory, study, founding):
     """Pages of both tables, of a hostile one, and of one with nothing in it."""
     folder = tmp_path_factory.mktemp("reports")
     hostile = study[0].assign(model="<script>document.title = 'taken'</script>", message="<img src=x onerror=alert(1)>")
     hostile = hostile.drop_duplicates(["patch_size", "seed"])
     empty = pd.DataFrame({"model": ["vit_nano"], "patch_size": [8], "status": ["failed"], "test_loss": [None]})
-    pages = {
+    told = {
         "study": (*study, "How finely should the image be cut?"),
         "founding": (*founding, "Curves of the founding study"),
         "hostile": (hostile, fit_curves(hostile), "<b>Hostile</b>"),
@@ -42,33 +25,8 @@ def reports(tmp_path_factory, study, founding):
     }
     return {
         name: write_report(table, fits, folder / f"{name}.html", title=title)
-        for name, (table, fits, title) in pages.items()
+        for name, (table, fits, title) in told.items()
     }
-
-
-@pytest.fixture
-def visit(browser, reports):
-    """Open a report; afterwards insist that nothing was asked for, logged or thrown."""
-    contexts, requests, said = [], [], []
-
-    def open_page(name, *, width=1200, dark=False):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light", offline=True
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
-        page.goto(reports[name].as_uri())
-        return page
-
-    yield open_page
-    assert said == []
-    assert set(requests) <= {path.as_uri() for path in reports.values()}
-    for context in contexts:
-        context.close()
 
 
 def count(page, selector):
@@ -132,31 +90,6 @@ def test_the_page_does_not_overflow(visit, name, width):
         assert area["x"] + area["width"] <= width + 0.5
 
 
-CONTRASTS = """() => {
-  const channels = text => text.match(/[\\d.]+/g).map(Number);
-  const light = text => channels(text).slice(0, 3).map(c => c / 255)
-    .map(c => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, c, i) => sum + c * [0.2126, 0.7152, 0.0722][i], 0);
-  const ground = element => {
-    for (let e = element; e; e = e.parentElement) {
-      const color = getComputedStyle(e).backgroundColor;
-      if (channels(color).length === 3) return color;
-    }
-    return 'rgb(255, 255, 255)';
-  };
-  const found = [];
-  for (const element of document.querySelectorAll('body *')) {
-    const own = [...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim());
-    if (!own || !element.checkVisibility() || element.closest('title')) continue;
-    const style = getComputedStyle(element);
-    const color = element instanceof SVGElement ? style.fill : style.color;
-    const [dark, bright] = [light(color), light(ground(element))].sort((a, b) => a - b);
-    found.push([(bright + 0.05) / (dark + 0.05), element.tagName, element.textContent.trim().slice(0, 40), color]);
-  }
-  return found.sort((a, b) => a[0] - b[0]);
-}"""
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("name", ["study", "founding"])
 def test_all_text_is_legible(visit, name, dark):
@@ -195,14 +128,14 @@ def test_text_of_the_table_is_no_markup(visit):
     assert "<script>document.title" in page.locator("h3").first.inner_text() + page.locator("main").inner_text()
 
 
-def test_the_policy_stops_what_a_page_could_ask_for(browser, reports):
+def test_the_policy_stops_what_a_page_could_ask_for(browser, pages):
     """Even markup that got into the page could load nothing and run nothing."""
     context = browser.new_context()
     page = context.new_page()
     refused, asked = [], []
     page.on("console", lambda message: refused.append(message.text))
     page.on("requestfinished", lambda request: asked.append(request.url))
-    page.goto(reports["study"].as_uri())
+    page.goto(pages["study"].as_uri())
     page.evaluate(
         """() => {
           const image = '<img src="https://localhost/x.png" onerror="document.title = 1">';
@@ -213,7 +146,7 @@ def test_the_policy_stops_what_a_page_could_ask_for(browser, reports):
     page.wait_for_timeout(200)
     assert page.title() == "How finely should the image be cut?"
     assert any("Content Security Policy" in text for text in refused)
-    assert asked == [reports["study"].as_uri()]
+    assert asked == [pages["study"].as_uri()]
     context.close()
 
 

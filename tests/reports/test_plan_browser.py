@@ -2,27 +2,16 @@
 
 import pandas as pd
 import pytest
-from tests.reports.conftest import BUDGETS, plain_plan
-from tests.reports.test_browser import CHROMIUM, CONTRASTS, OPTIONS
+from tests.reports.conftest import BUDGETS, CONTRASTS, plain_plan
 
 from patchscale.planner.plan import plan
 from patchscale.reports.plan_page import write_plan_page
 from patchscale.reports.plan_walk import choice, chosen_at, walk
 
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine; Debian package chromium")
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed; pip install playwright")
 NUMBERS = pd.DataFrame(
     {"size": sorted([*(1.2345 * 10.0**power for power in range(-6, 9)), 9.996, 999.6, 5000, 123456])}
 )
 """Of every length that is written in its own way."""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    with playwright.sync_playwright() as driver:
-        running = driver.chromium.launch(executable_path=CHROMIUM, args=OPTIONS)
-        yield running
-        running.close()
 
 
 @pytest.fixture(scope="module")
@@ -35,34 +24,6 @@ def pages(tmp_path_factory, planned, adventurer_fit, priced):
         "numbers": plan(lambda rows: 1 / rows["size"], NUMBERS, budgets={"size": 2e8}),
     }
     return {name: write_plan_page(each, folder / f"{name}.html") for name, each in made.items()}
-
-
-@pytest.fixture
-def visit(browser, pages):
-    """Open a page; afterwards insist that nothing was asked for, logged or thrown."""
-    contexts, requests, said = [], [], []
-
-    def open_page(name, *, width=1200, dark=False, script=True):
-        context = browser.new_context(
-            viewport={"width": width, "height": 900},
-            color_scheme="dark" if dark else "light",
-            offline=True,
-            java_script_enabled=script,
-        )
-        contexts.append(context)
-        page = context.new_page()
-        page.on("request", lambda request: requests.append(request.url))
-        page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-        page.on("pageerror", lambda error: said.append(str(error)))
-        page.on("dialog", lambda dialog: said.append(f"dialog {dialog.message}"))
-        page.goto(pages[name].as_uri())
-        return page
-
-    yield open_page
-    assert said == []
-    assert set(requests) <= {path.as_uri() for path in pages.values()}
-    for context in contexts:
-        context.close()
 
 
 def text(page, selector):
