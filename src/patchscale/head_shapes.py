@@ -25,6 +25,14 @@ class LinearHeadShape:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearDetectorShape:
+    """One linear layer with bias on every patch token: a logit for each class but the background, and a box."""
+
+    detections: int = 100
+    """Boxes of an image at inference, at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class UperNetShape:
     """UPerNet (arXiv 1807.10221) on a plain backbone, as BEiT uses it (arXiv 2106.08254); no auxiliary head.
 
@@ -82,10 +90,14 @@ class MaskRCNNShape:
         return tuple(embed_dim // 2 ** min(step, 2) for step in range(max(doublings, 0) + 1))
 
 
-HeadShape = LinearHeadShape | UperNetShape | MaskRCNNShape
+HeadShape = LinearHeadShape | LinearDetectorShape | UperNetShape | MaskRCNNShape
 
 HEADS: dict[str, dict[str, HeadShape]] = {
-    "linear": {"classification": LinearHeadShape(dense=False), "segmentation": LinearHeadShape(dense=True)},
+    "linear": {
+        "classification": LinearHeadShape(dense=False),
+        "segmentation": LinearHeadShape(dense=True),
+        "detection": LinearDetectorShape(),
+    },
     "upernet": {"segmentation": UperNetShape()},
     "mask_rcnn": {"detection": MaskRCNNShape()},
     "cascade_mask_rcnn": {"detection": MaskRCNNShape(box_stages=3, class_agnostic_boxes=True)},

@@ -317,6 +317,7 @@ def test_the_heads_of_every_task():
         ("linear", "classification"),
         ("linear", "segmentation"),
         ("upernet", "segmentation"),
+        ("linear", "detection"),
         ("mask_rcnn", "detection"),
         ("cascade_mask_rcnn", "detection"),
     }
@@ -324,7 +325,7 @@ def test_the_heads_of_every_task():
 
 
 def test_wrong_heads_tasks_and_classes_are_refused():
-    with pytest.raises(UserError, match="head='upernet' is not one for detection; choose one of mask_rcnn, cascade"):
+    with pytest.raises(UserError, match="head='upernet' is not one for detection; choose one of linear, mask_rcnn"):
         head_shape("upernet", task="detection")
     with pytest.raises(UserError, match="task='depth' is not known; choose one of classification, segmentation, det"):
         head_shape("linear", task="depth")

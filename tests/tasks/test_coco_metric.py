@@ -134,3 +134,14 @@ def test_nothing_found_is_zero_and_nothing_there_is_none():
     assert set(nothing.compute().values()) == {None}
     with pytest.raises(ValueError, match="no images were evaluated"):
         CocoMetric().compute()
+
+
+def test_boxes_alone_have_no_masks():
+    random = np.random.default_rng(0)
+    boxes_alone, both = CocoMetric(with_masks=False), CocoMetric()
+    for one in (picture(random) for _ in range(40)):
+        both.add(**one)
+        boxes_alone.add(**{name: value for name, value in one.items() if name != "found_masks"})
+    expected = {name: value for name, value in both.compute().items() if name.startswith("box_")}
+    assert boxes_alone.compute() == expected
+    assert expected["box_ap"] > 0

@@ -15,6 +15,7 @@ from math import prod
 from patchscale.errors import UserError
 from patchscale.head_shapes import (
     HeadShape,
+    LinearDetectorShape,
     LinearHeadShape,
     MaskRCNNShape,
     UperNetShape,
@@ -62,7 +63,7 @@ def count_head(
     Detection counts the background among `num_classes`, as torchvision does. Raises `UserError` for fewer than one
     class, or two for detection.
     """
-    least = 2 if isinstance(head, MaskRCNNShape) else 1
+    least = 2 if isinstance(head, MaskRCNNShape | LinearDetectorShape) else 1
     if num_classes < least:
         background = ", one of them the background" if least == 2 else ""
         raise UserError(f"num_classes={num_classes} is too few for this head; give at least {least}{background}")
@@ -72,6 +73,8 @@ def count_head(
         predicted, loss_places = (prod(grid), pixels) if head.dense else (1, 1)
         # A dense one copies the patches' features; else it is the result of the last norm, which is counted there.
         layers = [_layer("head", embed_dim, num_classes, predicted, keeps_input=head.dense)]
+    elif isinstance(head, LinearDetectorShape):
+        layers = [_layer("head", embed_dim, num_classes - 1 + 4, prod(grid), keeps_results=1)]
     elif isinstance(head, UperNetShape):
         layers = list(_upernet(head, embed_dim, grid, patch_size, num_classes))
         predicted, loss_places = prod(level_grid(grid, upernet_levels(patch_size)[0])), pixels

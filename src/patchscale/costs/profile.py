@@ -96,7 +96,8 @@ def check_profiles_folder() -> None:
 
 
 def _unwritable(path: Path, error: OSError) -> UserError:
-    return UserError(f"profile {path} cannot be written ({error.strerror}); set PATCHSCALE_CONFIG_DIR to another folder")
+    reason = error.strerror or error
+    return UserError(f"profile {path} cannot be written ({reason}); set PATCHSCALE_CONFIG_DIR to another folder")
 
 
 def load_profile(name: str) -> DeviceProfile:

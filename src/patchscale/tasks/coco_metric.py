@@ -31,9 +31,10 @@ def encode_masks(masks: NDArray[np.uint8]) -> list[Rle]:
 
 
 class CocoMetric:
-    """Collects objects and detections, picture by picture; `compute` compares them."""
+    """Collects objects and detections, picture by picture; `compute` compares boxes and, `with_masks`, masks."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, with_masks: bool = True) -> None:
+        self.with_masks = with_masks
         self._images: list[dict[str, int]] = []
         self._objects: list[dict[str, Any]] = []
         self._detections: list[dict[str, Any]] = []
@@ -50,9 +51,12 @@ class CocoMetric:
         found_boxes: NDArray[np.floating],
         found_labels: Sequence[int],
         found_scores: Sequence[float],
-        found_masks: Sequence[Rle],
+        found_masks: Sequence[Rle] | None = None,
     ) -> None:
-        """One picture of `size` (height, width) with its objects, and what was found; either may be none."""
+        """One picture of `size` (height, width) with its objects, and what was found; either may be none.
+
+        `found_masks` are needed if masks are compared.
+        """
         number = len(self._images) + 1
         self._images.append({"id": number, "height": size[0], "width": size[1]})
         for box, label, mask, is_crowd, area in zip(boxes, labels, masks, crowd, areas, strict=True):
@@ -67,13 +71,13 @@ class CocoMetric:
                     "iscrowd": int(is_crowd),
                 }
             )
-        for box, label, score, mask in zip(found_boxes, found_labels, found_scores, found_masks, strict=True):
+        for place, (box, label, score) in enumerate(zip(found_boxes, found_labels, found_scores, strict=True)):
             self._detections.append(
                 {
                     "image_id": number,
                     "category_id": int(label),
                     "bbox": _corner_and_size(box),
-                    "segmentation": mask,
+                    **({} if found_masks is None else {"segmentation": found_masks[place]}),
                     "score": float(score),
                 }
             )
@@ -97,6 +101,7 @@ class CocoMetric:
         return {
             f"{kind}_{name}": value if value >= 0 else None
             for kind, coco_kind in KINDS.items()
+            if kind == "box" or self.with_masks
             for name, value in zip(NUMBERS, self._numbers(coco_kind), strict=True)
         }
 
