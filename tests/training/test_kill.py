@@ -1,0 +1,147 @@
+"""Killed again and again, also in the middle of writing a checkpoint, a run ends with the same result, bit for bit."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tests.training.conftest import outcome, start, wait_until
+
+from patchscale.training.loop import run_training
+
+# All that draws random numbers or keeps state, and a row, a status and a checkpoint at every step.
+SETTINGS = (
+    "model.drop_path_rate=0.3",
+    "data.augment=crop",
+    "training.mixup=0.8",
+    "training.cutmix=1.0",
+    "training.ema_decay=0.9",
+    "training.num_validations=3",
+    "execution.log_every_steps=1",
+    "execution.checkpoint_every_s=0",
+)
+
+
+@dataclass
+class Kills:
+    """What became of the kills of one run."""
+
+    landed: int = 0
+    in_writes: int = 0
+    """Those that left a half-written checkpoint behind."""
+    missed: int = 0
+    """The run had ended before."""
+
+
+class OneProcess:
+    """A run as a sweep starts it."""
+
+    def __init__(self, run):
+        self.process = start(run)
+
+    def is_alive(self):
+        return self.process.is_alive()
+
+    def kill(self, draw):
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode == -signal.SIGKILL
+
+
+class Torchrun:
+    """A run of two processes, as a user starts it."""
+
+    def __init__(self, run):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        with (run.path / "torchrun.log").open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, "-m", "patchscale", "train", "--run-dir", str(run.path)],
+                stdout=log,
+                stderr=log,
+                env=os.environ | {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
+            )
+
+    def is_alive(self):
+        return self.process.poll() is None
+
+    def kill(self, draw):
+        """The whole machine goes down, or one rank alone; torchrun then ends the other."""
+        ranks = descendants(self.process.pid)
+        alone = bool(ranks) and draw.random() < 0.5
+        for pid in [draw.choice(ranks)] if alone else [self.process.pid, *ranks]:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+        return self.process.wait(timeout=120) != 0
+
+
+def descendants(pid):
+    """Process ids of the children of a process, and of theirs."""
+    try:
+        children = [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except (FileNotFoundError, ProcessLookupError):
+        return []
+    return [each for child in children for each in (child, *descendants(child))]
+
+
+def half_written(run):
+    return list(run.checkpoint_dir.glob(".step-????????.tmp"))
+
+
+def step_of(run):
+    return (run.read_json("status.json") or {}).get("step", 0)
+
+
+def kill_at_random(run, launch, kills, *, steps, seed=0):
+    """Kill the run `kills` times at moments spread over its `steps`: anywhere, and inside checkpoint writes."""
+    draw, counted = random.Random(seed), Kills()
+    moments = [("writing", "after a step", "writing", "starting")[number % 4] for number in range(kills)]
+    draw.shuffle(moments)
+    for step, moment in zip(sorted(draw.choices(range(1, steps), k=kills)), moments, strict=True):
+        attempt = launch(run)
+        if moment == "starting":
+            wait_until(lambda: run.is_locked() or not attempt.is_alive())  # noqa: B023
+            time.sleep(draw.uniform(0, 0.2))
+        else:
+            wait_until(lambda: step_of(run) >= step or not attempt.is_alive())  # noqa: B023
+        if moment == "after a step":
+            time.sleep(draw.uniform(0, 0.03))
+        if moment == "writing":
+            wait_until(lambda: half_written(run) or not attempt.is_alive())  # noqa: B023
+            time.sleep(draw.choice([0, draw.uniform(0, 0.01)]))
+        if attempt.kill(draw):
+            counted.landed += 1
+            counted.in_writes += bool(half_written(run))
+        else:
+            counted.missed += 1
+        wait_until(lambda: not run.is_locked())
+        assert not (run.path / "result.json").exists() or counted.missed, "it should not have ended"
+    return counted
+
+
+def check(make_run, launch, kills, *, steps, finish=run_training):
+    settings = (*SETTINGS, f"training.steps={steps}")
+    undisturbed, killed = make_run(*settings, study="undisturbed"), make_run(*settings, study="killed")
+    finish(undisturbed)
+    began = time.monotonic()
+    counted = kill_at_random(killed, launch, kills, steps=steps)
+    finish(killed)
+    print(f"{counted} in {time.monotonic() - began:.0f} s")
+    assert counted.landed == kills
+    assert counted.in_writes >= kills // 5
+    assert outcome(killed) == outcome(undisturbed)
+
+
+def test_five_kills(make_run):
+    check(make_run, OneProcess, 5, steps=40)
+
+
+@pytest.mark.slow
+def test_fifty_kills(make_run):
+    check(make_run, OneProcess, 50, steps=200)
