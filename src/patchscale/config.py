@@ -26,6 +26,8 @@ from patchscale.shapes import SHAPES, image_height_width
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 FOLDER_DATASETS = ("image_folder", "mask_folder")
+PICTURE_DATASETS = ("image_folder", "shards", "hf_dataset")
+"""Data sets of classes whose pictures have any size."""
 OWN_DATASETS = (*FOLDER_DATASETS, "shards", "hf_dataset")
 """Those that `data.root` has to name."""
 SCENES_PER_SPLIT: dict[Literal["train", "val", "test"], int] = {"train": 4096, "val": 512, "test": 1024}
@@ -325,6 +327,11 @@ class RunConfig:
             raise ValueError("training.loss='bce' applies to classification only; set it to cross_entropy")
         if self.task == "segmentation" and self.data.random_erasing:
             raise ValueError("data.random_erasing has no label maps to follow; set it to 0 for task=segmentation")
+        if self.data.crop == "simple":
+            if self.data.name not in PICTURE_DATASETS:
+                raise ValueError(f"data.crop='simple' is for data sets of pictures of any size: {PICTURE_DATASETS}")
+            if self.data.augment in ("none", "flip"):
+                raise ValueError(f"data.crop='simple' changes a crop; data.augment={self.data.augment!r} has none")
         problems = quirk_problems(self)
         if problems:
             raise ValueError("; ".join(problems))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -13,14 +13,18 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchscale.config import SCENES_PER_SPLIT, RunConfig
-from patchscale.data.folders import IGNORE_INDEX, FileList, divide, list_image_folder, list_mask_folder
+from patchscale.data.folders import IGNORE_INDEX, divide, list_image_folder, list_mask_folder
+from patchscale.data.hf import list_hf_dataset
+from patchscale.data.listing import PictureList
 from patchscale.data.named import NAMED_DATASETS, data_root, load_named
 from patchscale.data.scenes import GARMENTS, SCENES_VERSION, SceneDataset, pictures_fingerprint
+from patchscale.data.shards import check_cache_holds_windows, list_shards, shard_cache
 from patchscale.data.sources import PairSource, PictureSource, PixelSource, SceneSource, Source
 from patchscale.data.splitting import class_counts, fingerprint, limit
 from patchscale.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
+    Erasing,
     PictureTransform,
     Pixels,
     PixelTransform,
@@ -31,6 +35,8 @@ from patchscale.data.transforms import (
 )
 from patchscale.errors import UserError
 from patchscale.shapes import image_height_width
+
+Pictures = TypeVar("Pictures", bound=PictureList)
 
 
 class Split(Dataset[tuple[Tensor, Tensor]]):
@@ -69,7 +75,23 @@ class Split(Dataset[tuple[Tensor, Tensor]]):
 
 
 class TrainSplit(Split):
-    """Augmented items by (epoch, index)."""
+    """Augmented items by (epoch, index).
+
+    With random erasing images are float32 from the start: the noise belongs to normalised ones.
+    """
+
+    def __init__(self, source: Source, transform: Transform, erasing: Erasing | None = None) -> None:
+        super().__init__(source, transform)
+        self.erasing = erasing
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Image float32 [3, H, W], normalised and perhaps erased in part, and target."""
+        image, target = super().__getitem__(key)
+        return image if self.erasing is None else self.erasing(image, *key), target
+
+    def item(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """Image uint8 [H, W, 1 or 3], or as `__getitem__` if there is erasing, and target."""
+        return super().item(key) if self.erasing is None else self[key]
 
     def place(self, key: tuple[int, int]) -> tuple[int, int]:
         return key
@@ -121,10 +143,15 @@ def load_splits(config: RunConfig) -> Splits:
     img_size = image_height_width(config.model.img_size)
     check_augment(data.augment, with_label_maps=config.task == "segmentation")
     parts = _LOADERS[data.name](config, img_size)
-    train_transform = parts.transform(augment=data.augment, img_size=img_size, seed=config.seed)
+    crop = {} if data.crop == "resized" else {"crop": data.crop}  # of pictures only, the config saw to it
+    train_transform = parts.transform(augment=data.augment, img_size=img_size, seed=config.seed, **crop)
     eval_transform = parts.transform(augment="none", img_size=img_size)
     return Splits(
-        train=TrainSplit(parts.sources["train"], train_transform),
+        train=TrainSplit(
+            parts.sources["train"],
+            train_transform,
+            Erasing(probability=data.random_erasing, seed=config.seed) if data.random_erasing else None,
+        ),
         val=EvalSplit(parts.sources["val"], eval_transform),
         test=EvalSplit(parts.sources["test"], eval_transform),
         num_classes=len(parts.class_names),
@@ -196,6 +223,40 @@ def _load_image_folder(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
     root = _root(config)
     parts, class_names, ignored = list_image_folder(root)
     files, rule = _divided(config, parts)
+    record = {"root": str(root), "split_rule": rule, "ignored_files": ignored}
+    return _pictures(config, img_size, str(root), files, class_names, record)
+
+
+def _load_shards(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    root = config.data.root
+    assert root is not None
+    cache = shard_cache(config.execution)
+    listed = list_shards(root, cache)
+    check_cache_holds_windows(listed, cache, config.data.shuffle_window)
+    files, rule = _divided(config, listed.parts)
+    files = {split: of_split if split == "train" else of_split.in_reading_order() for split, of_split in files.items()}
+    checksum = listed.checksum()
+    record = {"root": root, "split_rule": rule, "shards": len(listed.files), "shards_sha256": checksum}
+    return _pictures(config, img_size, root, files, listed.class_names, record, {"shards": [checksum]})
+
+
+def _load_hf_dataset(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    root, data = _root(config), config.data
+    parts, class_names = list_hf_dataset(root, image_column=data.image_column, label_column=data.label_column)
+    files, rule = _divided(config, parts)
+    return _pictures(config, img_size, str(root), files, class_names, {"root": str(root), "split_rule": rule})
+
+
+def _pictures(
+    config: RunConfig,
+    img_size: tuple[int, int],
+    root: str,
+    files: Mapping[str, PictureList],
+    class_names: list[str],
+    record: Mapping[str, Any],
+    more_lines: Mapping[str, list[str]] | None = None,
+) -> _Parts:
+    """What all data sets of labelled picture files have in common."""
     for label, count in enumerate(np.bincount(files["train"].labels, minlength=len(class_names))):
         if not count:
             raise UserError(
@@ -208,9 +269,9 @@ def _load_image_folder(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
         class_names=class_names,
         transform=partial(PictureTransform, eval_ratio=ratio),
         eval_protocol=f"centre crop, ratio {ratio:g}",
-        fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()}),
+        fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()} | (more_lines or {})),
         class_counts={split: class_counts(of_split.labels.tolist(), class_names) for split, of_split in files.items()},
-        record={"root": str(root), "split_rule": rule, "ignored_files": ignored, "eval_crop_ratio": ratio},
+        record={**record, "eval_crop_ratio": ratio},
     )
 
 
@@ -236,6 +297,8 @@ _LOADERS: dict[str, Callable[[RunConfig, tuple[int, int]], _Parts]] = {
     **dict.fromkeys(NAMED_DATASETS, _load_named),
     "image_folder": _load_image_folder,
     "mask_folder": _load_mask_folder,
+    "shards": _load_shards,
+    "hf_dataset": _load_hf_dataset,
 }
 
 
@@ -244,7 +307,7 @@ def _root(config: RunConfig) -> Path:
     return Path(config.data.root).expanduser()
 
 
-def _divided(config: RunConfig, parts: Mapping[str, FileList]) -> tuple[dict[str, FileList], str]:
+def _divided(config: RunConfig, parts: Mapping[str, Pictures]) -> tuple[dict[str, Pictures], str]:
     division = divide(
         {part: files.labels for part, files in parts.items()}, config.data.val_fraction, config.data.split_seed
     )

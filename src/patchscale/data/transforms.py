@@ -11,7 +11,8 @@ processes or order. The augmentations (`DataConfig.augment`):
     rand_augment    crop, then timm's rand-m9-mstd0.5-inc1 (no random erasing)
     three_augment   crop, then one of grey, solarise and blur, then colour jitter 0.3 (DeiT III, arXiv 2204.07118)
 
-The last two are for classification only: they would need the label map to follow.
+With `DataConfig.crop="simple"` pictures of any size are resized to cover the input and moved by up to 4 px, instead,
+over a reflected border, flipped. The last two are for classification only: they would need the label map to follow.
 """
 
 import random
@@ -58,9 +59,7 @@ def normalised(images: Tensor) -> Tensor:
     if images.device.type != "cpu":
         return images.permute(0, 3, 1, 2).sub(mean).div_(std).contiguous()
     out = torch.empty(len(images), 3, *images.shape[1:3])
-    for image, pixels in zip(
-        out, images.permute(0, 3, 1, 2), strict=True
-    ):
+    for image, pixels in zip(out, images.permute(0, 3, 1, 2), strict=True):
         image.copy_(pixels).sub_(mean).div_(std)
     return out
 
@@ -164,6 +163,7 @@ class PictureTransform:
     eval_ratio: float
     """See `eval_crop_ratio`; used where the crop is not random."""
     seed: int = 0
+    crop: Literal["resized", "simple"] = "resized"
 
     def __call__(
         self, picture: Image.Image, label_map: LabelMap | None, epoch: int, index: int
@@ -176,7 +176,10 @@ class PictureTransform:
             if self.augment == "flip":
                 pixels = evaluation_pixels(picture, self.img_size, self.eval_ratio)
                 return np.ascontiguousarray(pixels[:, ::-1]) if random.random() < 0.5 else pixels, None
-            picture = random_resized_crop(self.img_size)(picture)
+            if self.crop == "simple":
+                picture = simple_random_crop(self.img_size)(cover(picture, *self.img_size, Image.Resampling.BICUBIC))
+            else:
+                picture = random_resized_crop(self.img_size)(picture)
             if self.augment in PICTURE_ONLY:
                 picture = colour_augmentation(self.augment, self.img_size)(picture)
             return np.array(picture), None
@@ -205,6 +208,33 @@ def random_resized_crop(img_size: tuple[int, int]) -> Callable[[Image.Image], Im
             v2.RandomHorizontalFlip(),
         ]
     )
+
+
+@cache
+def simple_random_crop(img_size: tuple[int, int]) -> Callable[[Image.Image], Image.Image]:
+    """DeiT III's simple random crop of a picture that covers the input, and flip, drawing from the same generator."""
+    from torchvision.transforms import v2
+
+    return v2.Compose([v2.RandomCrop(img_size, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip()])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Erasing:
+    """timm's random erasing (arXiv 1708.04896) of normalised images [3, H, W], in place; drawn from (epoch, index).
+
+    With `probability` one rectangle, of 2 to 33 % of the area and sides up to 1 : 3.3, becomes standard normal noise.
+    """
+
+    probability: float
+    seed: int
+
+    def __call__(self, image: Tensor, epoch: int, index: int) -> Tensor:
+        """The image, erased in part or not."""
+        from timm.data.random_erasing import RandomErasing
+
+        with seeded(self.seed, "erase", epoch, index):
+            erased: Tensor = RandomErasing(self.probability, mode="pixel", device="cpu")(image)
+        return erased
 
 
 @cache

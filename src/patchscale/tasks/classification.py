@@ -17,27 +17,42 @@ from patchscale.tasks.base import Task, at_least_float32, build_backbone, check_
 class ClassificationTask(Task):
     """Logits [B, K] from the backbone; targets are classes [B], or probabilities [B, K] under mixup and cutmix.
 
-    Label smoothing applies to classes only: mixing has already smoothed its probabilities.
+    Label smoothing applies to classes only: mixing has already smoothed its probabilities. `loss` is "cross_entropy",
+    or "bce", the mean over images and classes of the cross-entropy of a sigmoid for each class.
     """
 
     metric_name = "top1"
 
     def __init__(
-        self, backbone: torch.nn.Module, num_classes: int, *, label_smoothing: float = 0.0, eval_protocol: str = ""
+        self,
+        backbone: torch.nn.Module,
+        num_classes: int,
+        *,
+        label_smoothing: float = 0.0,
+        loss: str = "cross_entropy",
+        eval_protocol: str = "",
     ) -> None:
         super().__init__(backbone, num_classes, eval_protocol)
         self.label_smoothing = label_smoothing
+        self.loss = loss
 
     def forward(self, images: Tensor, targets: Tensor) -> dict[str, Tensor]:
         """Loss (mean over images) and logits [B, K]."""
         logits: Tensor = self.backbone(images)
         wide = at_least_float32(logits)
-        if targets.is_floating_point():
+        if not targets.is_floating_point():
+            check_targets(targets, self.num_classes)
+        if self.loss == "bce":
+            loss = F.binary_cross_entropy_with_logits(wide, self._yes_or_no(targets).to(wide.dtype))
+        elif targets.is_floating_point():
             loss = F.cross_entropy(wide, targets.to(wide.dtype))
         else:
-            check_targets(targets, self.num_classes)
             loss = F.cross_entropy(wide, targets, label_smoothing=self.label_smoothing)
         return {"loss": loss, "logits": logits}
+
+    def _yes_or_no(self, targets: Tensor) -> Tensor:
+        """[B, K], 1 for every class that an image has or has been mixed with, whatever its share, as in DeiT III."""
+        return targets > 0 if targets.is_floating_point() else F.one_hot(targets, self.num_classes)
 
     def new_meter(self) -> "ClassificationMeter":
         """An empty meter."""
@@ -98,5 +113,6 @@ def build_classification(config: RunConfig, splits: Splits) -> ClassificationTas
         backbone,
         splits.num_classes,
         label_smoothing=config.training.label_smoothing,
+        loss=config.training.loss,
         eval_protocol=splits.record["eval_protocol"],
     )
