@@ -122,6 +122,15 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
     code, out, _ = call("plan", tmp_path / "checkpoints.csv", "--schedule", "--budget", "train_flops=1e18", "--json")
     assert [stage["patch_size"] for stage in json.loads(out)["stages"]] == [16, 8]
     assert call("plan", tmp_path / "checkpoints.csv", "--schedule", "--budget", "latency_s=1")[0] == 2
+    code, out, _ = call(
+        "plan", tmp_path / "checkpoints.csv", "--schedule", "--budget", "train_flops=1e18", "--report", "pages/s.html"
+    )
+    assert code == 0
+    assert out.endswith("The page: pages/s.html\n")
+    page = html.unescape((tmp_path / "pages" / "s.html").read_text(encoding="utf-8")).replace("\u00a0", " ")
+    assert out.splitlines()[0] in page
+    assert "--schedule --budget train_flops=1e18 --report pages/s.html" in page
+    assert page.count("<tbody>") == 2
 
 
 @pytest.mark.parametrize(
@@ -138,7 +147,7 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
         ([*TABLE, "--budget", "latency_s=fast"], "'fast' is not a number such as 200"),
         ([*TABLE, "--budget", "train_gpu_hours=3"], "it needs images_seen and a device"),
         ([*TABLE, "--budget", "infer_flops=1e12", "--report", "."], "--report .: this is a folder"),
-        ([*TABLE, "--budget", "train_flops=1e18", "--schedule", "--report", "x.html"], "shows a plan, not a schedule"),
+        ([*TABLE, "--budget", "train_flops=1e18", "--schedule", "--report", "."], "--report .: this is a folder"),
         ([*TABLE, "--budget", "infer_flop=3"], "did you mean 'infer_flops'"),
         ([*TABLE, "--budget", "infer_flops=3"], "no configuration keeps the budgets; the nearest, adventurer_tiny"),
         ([*TABLE, "--budget", "infer_flops=1e12", "--model", "vit_bse"], "did you mean 'vit_base'"),

@@ -4,9 +4,12 @@ import pandas as pd
 import pytest
 from tests.reports.conftest import BUDGETS, CONTRASTS, plain_plan
 
+from patchscale.planner.compute_curve import ComputeCurve
 from patchscale.planner.plan import plan
+from patchscale.planner.schedule import schedule
 from patchscale.reports.plan_page import write_plan_page
 from patchscale.reports.plan_walk import choice, chosen_at, walk
+from patchscale.reports.schedule_page import write_schedule_page
 
 NUMBERS = pd.DataFrame(
     {"size": sorted([*(1.2345 * 10.0**power for power in range(-6, 9)), 9.996, 999.6, 5000, 123456])}
@@ -23,7 +26,13 @@ def pages(tmp_path_factory, planned, adventurer_fit, priced):
         "plain": plain_plan(),
         "numbers": plan(lambda rows: 1 / rows["size"], NUMBERS, budgets={"size": 2e8}),
     }
-    return {name: write_plan_page(each, folder / f"{name}.html") for name, each in made.items()}
+    written = {name: write_plan_page(each, folder / f"{name}.html") for name, each in made.items()}
+    curves = [
+        ComputeCurve(patch_size=16, a=1e6, b=0.4, c=0.3, d=1e15),
+        ComputeCurve(patch_size=8, a=3e6, b=0.42, c=0.2, d=4e15),
+    ]
+    made_schedule = schedule(curves, flops=1e18)
+    return written | {"schedule": write_schedule_page(made_schedule, curves, folder / "schedule.html")}
 
 
 def text(page, selector):
@@ -208,3 +217,14 @@ def test_no_other_script_runs(browser, pages):
     assert page.evaluate("window.x") is None
     assert any("Content Security Policy" in one for one in refused)
     context.close()
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [320, 1200])
+def test_the_page_of_a_schedule_fits_and_is_legible(visit, width, dark):
+    page = visit("schedule", width=width, dark=dark)
+    assert page.locator("#stages-table tbody tr").count() == 2
+    assert page.locator("#curves-table tbody tr").count() == 2
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    contrasts = page.evaluate(CONTRASTS)
+    assert contrasts[0][0] >= 4.5, contrasts[:3]

@@ -91,11 +91,11 @@ def plan(
     if not source:
         raise UserError("nothing to plan from: give a folder of runs, published:NAME, or a CSV file")
     limits = _budgets(budget or [])
-    _refuse_page(report, schedule)
+    _refuse_page(report)
     table = select_rows(load_table(source), where or [])
     target = target or ("error" if "metric" in table and table["metric"].notna().any() else "loss")
     if schedule:
-        _schedule(table, limits, target, json)
+        _schedule(table, limits, target, report, source, json=json)
         return
     # what could be built first: a mistake in it should not wait for the fit
     law = law_named(form)
@@ -128,7 +128,9 @@ def plan(
     )
     made = make_plan(fit, space, budgets=limits, rank_by=rank_by or None, **pricing)
     if report is not None:
-        _write_page(made, report, source)
+        from patchscale.reports.plan_page import write_plan_page
+
+        write_plan_page(made, report, provenance=_provenance(source))
     if json:
         page = {} if report is None else {"report": str(report)}
         print_json({"law": fit.to_dict(), "plan": made.to_dict(), **page})
@@ -138,14 +140,12 @@ def plan(
             print(f"The page: {report}")
 
 
-def _refuse_page(page: Path | None, schedule: bool) -> None:
+def _refuse_page(page: Path | None) -> None:
     """Before anything is computed: `UserError` for a page that cannot be written."""
     from patchscale.errors import UserError
 
     if page is None:
         return
-    if schedule:
-        raise UserError("--report shows a plan, not a schedule; leave out --schedule or --report")
     if page.is_dir():
         raise UserError(f"--report {page}: this is a folder; give the name of a file, such as {page / 'plan.html'}")
     try:
@@ -154,13 +154,11 @@ def _refuse_page(page: Path | None, schedule: bool) -> None:
         raise UserError(f"--report {page}: {page.parent} cannot be used as a folder ({error.strerror})") from None
 
 
-def _write_page(made: "Plan", page: Path, source: str) -> None:
+def _provenance(source: str) -> dict[str, str]:
     import shlex
     import sys
 
-    from patchscale.reports.plan_page import write_plan_page
-
-    write_plan_page(made, page, provenance={"source": source, "command": shlex.join(["patchscale", *sys.argv[1:]])})
+    return {"source": source, "command": shlex.join(["patchscale", *sys.argv[1:]])}
 
 
 def _budgets(texts: list[str]) -> dict[str, float]:
@@ -303,7 +301,9 @@ def _img_sizes_of(table: "pd.DataFrame") -> list[int]:
     return sorted({int(side) for side in pd.to_numeric(table["img_size"], errors="coerce").dropna()})
 
 
-def _schedule(table: "pd.DataFrame", limits: dict[str, float], target: str, json: bool) -> None:
+def _schedule(
+    table: "pd.DataFrame", limits: dict[str, float], target: str, page: Path | None, source: str, *, json: bool
+) -> None:
     from patchscale.cli.output import print_json, print_table
     from patchscale.errors import UserError
     from patchscale.planner.compute_curve import fit_compute_curves
@@ -314,9 +314,14 @@ def _schedule(table: "pd.DataFrame", limits: dict[str, float], target: str, json
         raise UserError("a schedule is planned within one budget: --budget train_flops=...")
     curves = fit_compute_curves(table, target=target)
     made = schedule(curves, flops=limits["train_flops"])
+    if page is not None:
+        from patchscale.reports.schedule_page import write_schedule_page
+
+        write_schedule_page(made, curves, page, provenance=_provenance(source))
     if json:
         stages = records(made.frame())
         told = {name: value for name, value in vars(made).items() if name != "stages"}
+        told |= {} if page is None else {"report": str(page)}
         print_json({"sentence": str(made), "stages": stages, "curves": [vars(c) for c in curves], **told})
         return
     print(made)
@@ -324,6 +329,8 @@ def _schedule(table: "pd.DataFrame", limits: dict[str, float], target: str, json
         [{name: f"{value:.4g}" for name, value in row.items()} for row in records(made.frame())],
         title="stages",
     )
+    if page is not None:
+        print(f"The page: {page}")
 
 
 def _print_plan(fit: "Fit", made: "Plan") -> None:

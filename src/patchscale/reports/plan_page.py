@@ -74,7 +74,7 @@ def render_plan_page(plan: "Plan", *, title: str | None = None, provenance: Mapp
         checks=[(check.code, check.state, check.message) for check in fit.checks] if fit else [],
         fit_conventions=fit.conventions if fit else {},
         plan_conventions=plan.conventions,
-        provenance=_provenance(provenance or {}),
+        provenance=provenance_facts(provenance or {}),
         data=embedded_json({"plan": plan.to_dict(), "figures": _numbers(plan, walks, frames)}),
         script=Markup(script),  # our own file, and the policy names its hash
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
@@ -185,7 +185,8 @@ def _facts(plan: "Plan") -> list[tuple[str, str]]:
     return [(name, tied(value)) for name, value in facts]
 
 
-def _provenance(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+def provenance_facts(given: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Named facts about a page, with when and by what it was written."""
     facts = {
         "page written": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         **given,
