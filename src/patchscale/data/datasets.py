@@ -269,7 +269,9 @@ def _pictures(
         class_names=class_names,
         transform=partial(PictureTransform, eval_ratio=ratio),
         eval_protocol=f"centre crop, ratio {ratio:g}",
-        fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()} | (more_lines or {})),
+        fingerprint=fingerprint(
+            {**{split: of_split.lines() for split, of_split in files.items()}, **(more_lines or {})}
+        ),
         class_counts={split: class_counts(of_split.labels.tolist(), class_names) for split, of_split in files.items()},
         record={**record, "eval_crop_ratio": ratio},
     )

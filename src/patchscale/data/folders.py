@@ -1,8 +1,4 @@
-"""Your own pictures: folders of classes, or pictures with label maps. Nothing is skipped silently.
-
-Every file is decoded to 8-bit RGB as torchvision does it: grey, palette and CMYK are converted, transparency is
-dropped, the EXIF orientation is ignored (a rotated photo stays as stored). 16-bit and float pictures are refused.
-"""
+"""Your own pictures: folders of classes, or pictures with label maps. Nothing is skipped silently."""
 
 import os
 from collections.abc import Iterator, Mapping
@@ -13,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchscale.data.decoding import DEEP_MODES, decode_rgb, open_picture, unreadable
 from patchscale.data.splitting import hold_out
 from patchscale.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-DEEP_MODES = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 IGNORE_INDEX = 255
 PARTS = ("train", "val", "test")
 _MISNAMED_PARTS = {
@@ -38,6 +34,21 @@ class FileList:
     """Class of each picture; zeros for pairs."""
     masks: list[str] | None = None
     """Label map of each picture, for `mask_folder`."""
+
+    def __len__(self) -> int:
+        return len(self.pictures)
+
+    def name(self, index: int) -> str:
+        """The path of a picture."""
+        return str(self.root / self.pictures[index])
+
+    def content(self, index: int) -> bytes:
+        """The file of a picture."""
+        return (self.root / self.pictures[index]).read_bytes()
+
+    def picture(self, index: int) -> Image.Image:
+        """A picture, decoded to 8-bit RGB; raises `UserError` that names it."""
+        return read_rgb(self.root / self.pictures[index])
 
     def take(self, indices: NDArray[np.int64]) -> "FileList":
         """The files at these places."""
@@ -160,13 +171,7 @@ def list_mask_folder(root: Path) -> tuple[dict[str, FileList], int]:
 
 def read_rgb(path: Path) -> Image.Image:
     """Decode a picture to 8-bit RGB; raises `UserError` naming the file if that cannot be done."""
-    with _open(path) as file:
-        if file.mode in DEEP_MODES:
-            raise UserError(f"{path}: {file.mode} picture of more than 8 bits; convert it to 8-bit grey or RGB")
-        try:
-            return file.convert("RGB")
-        except Exception as error:
-            raise _unreadable(path, error) from error
+    return decode_rgb(path, str(path))
 
 
 def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) -> Image.Image:
@@ -175,7 +180,7 @@ def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) 
     Grey and palette files are read as they number their pixels. `picture_size` is (width, height). Raises `UserError`
     naming the file for another size, a label out of range, or a file with several channels.
     """
-    with _open(path) as file:
+    with open_picture(path, str(path)) as file:
         if file.size != picture_size:
             raise UserError(
                 f"{path}: label map of {file.width}x{file.height} px for an image of "
@@ -186,7 +191,7 @@ def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) 
         try:
             labels = np.array(file)
         except Exception as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(str(path), path, error) from error
     wrong = (labels >= num_classes) & (labels != IGNORE_INDEX)
     wrong |= labels < 0
     if wrong.any():
@@ -195,20 +200,6 @@ def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) 
             f"0 to {num_classes - 1}, and {IGNORE_INDEX} for ignored"
         )
     return Image.fromarray(labels.astype(np.uint8))
-
-
-def _open(path: Path) -> Image.Image:
-    try:
-        return Image.open(path)
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: Exception) -> UserError:
-    words = " ".join(str(error).split()) or type(error).__name__
-    return UserError(
-        f"{path}: cannot be decoded as an image ({words}); replace it (without it, it is another data set)"
-    )
 
 
 def _part_folders(root: Path, *, classes: bool = True) -> dict[str, Path]:

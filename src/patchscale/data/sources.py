@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchscale.data.folders import FileList, read_label_map, read_rgb
+from patchscale.data.listing import PictureList
 from patchscale.data.scenes import SceneDataset
 from patchscale.data.transforms import LabelMap, Pixels, cover, fit_pixels
 
@@ -89,15 +90,14 @@ class SceneSource:
 class PictureSource:
     """Picture files with a class each, decoded when read."""
 
-    def __init__(self, files: FileList) -> None:
+    def __init__(self, files: PictureList) -> None:
         self.files = files
 
     def __len__(self) -> int:
-        return len(self.files.pictures)
+        return len(self.files)
 
     def __getitem__(self, index: int) -> Item:
-        picture = read_rgb(self.files.root / self.files.pictures[index])
-        return picture, None, int(self.files.labels[index])
+        return self.files.picture(index), None, int(self.files.labels[index])
 
 
 class PairSource:
