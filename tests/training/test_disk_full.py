@@ -3,6 +3,7 @@
 import os
 import resource
 import subprocess
+from contextlib import suppress
 
 import pytest
 from tests.training.conftest import TINY, outcome
@@ -12,6 +13,7 @@ from patchscale.config import build_config
 from patchscale.errors import RunFailed
 from patchscale.runs.record import RunDirectory, append_jsonl
 from patchscale.training.checkpoint import Checkpoints
+from patchscale.training.journal import Watcher
 from patchscale.training.loop import run_training
 
 SETTINGS = ("execution.checkpoint_every_s=0", "execution.log_every_steps=1", "training.ema_decay=0.9")
@@ -39,8 +41,6 @@ def size_of_a_checkpoint(make_run):
 
     class Stop(Exception):
         pass
-
-    from patchscale.training.journal import Watcher
 
     class StopAtTwo(Watcher):
         def step_done(self, step, total_steps, loss):
@@ -75,6 +75,30 @@ def test_a_run_on_a_full_disk_stops_with_words_and_goes_on_when_there_is_room(ma
     assert (run.status()["state"], run.status()["kind"], run.status()["message"]) == ("failed", "storage", words)
 
     small_disk("size=100m")
+    run_training(run)
+    assert outcome(run) == outcome(undisturbed)
+
+
+def test_a_disk_that_fills_up_between_checkpoints_is_said(make_run, small_disk):
+    settings = ("training.steps=60", "execution.log_every_steps=1", "execution.checkpoint_every_s=1000")
+    undisturbed = make_run(*settings)
+    run_training(undisturbed)
+    disk = small_disk("size=20m")
+    run = RunDirectory.create(disk, "s", build_config(TINY, settings))
+
+    class FillAtSix(Watcher):
+        def step_done(self, step, total_steps, loss):
+            if step == 6:
+                with suppress(OSError), (disk / "filler").open("wb", buffering=0) as file:
+                    while True:
+                        file.write(b"x" * 4096)
+
+    # The next rows go into the rest of a block.
+    with pytest.raises(RunFailed, match=r"metrics\.jsonl cannot be written \(No space left on device\)") as caught:
+        run_training(run, progress=FillAtSix())
+    assert caught.value.kind == "storage"
+    assert run.status()["state"] == "interrupted"  # there was no room to say failed
+    (disk / "filler").unlink()
     run_training(run)
     assert outcome(run) == outcome(undisturbed)
 
