@@ -123,3 +123,20 @@ def test_mistakes_are_one_line():
         fit_compute_curves(table)
     with pytest.raises(UserError, match="no column 'metric'"):
         fit_compute_curves(table, target="error")
+    with pytest.raises(UserError, match=r"the checkpoints differ in model \(a, b\), and a schedule is for one"):
+        fit_compute_curves(table.assign(model=["a", "a", "b", "b"]))
+    with pytest.raises(UserError, match="patch size 8: 3 training lengths"):
+        fit_compute_curves(table.assign(test_loss=["none", 3, 2, 1]))
+
+
+def test_a_schedule_says_what_it_saves():
+    curves = [
+        ComputeCurve(patch_size=16, a=1e6, b=0.4, c=0.3, d=1e15),
+        ComputeCurve(patch_size=8, a=3e6, b=0.42, c=0.2, d=4e15),
+    ]
+    short, long = schedule(curves, flops=3e16), schedule(curves, flops=1e18)
+    assert 0.02 < short.saving < 0.05
+    assert "the same value would take 1.03 times the FLOPs" in str(short)
+    assert 0 < long.saving < 0.01
+    assert "so switching saves less than 1%" in str(long)
+    assert "saves" not in str(schedule(curves[:1], flops=1e18))

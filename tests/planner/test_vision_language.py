@@ -181,6 +181,18 @@ def test_mistakes_with_named_models_are_one_line(options, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_calibrated_profile_is_refused_with_the_reason(tmp_path, monkeypatch):
+    """Profiles hold speeds of vision models alone; a measured speed can be given instead."""
+    monkeypatch.setenv("PATCHSCALE_CONFIG_DIR", str(tmp_path))
+    (tmp_path / "devices").mkdir()
+    (tmp_path / "devices" / "my-gpu.json").write_text("{}")
+    space = VisionLanguageSpace(llms=QWEN, visual_tokens=[4])
+    with pytest.raises(UserError, match="it is a profile, and profiles hold no speed of these models; choose one of"):
+        price_vision_language(space, device="my-gpu")
+    priced = price_vision_language(space, flops_per_s=1e14)
+    assert (priced["latency_s"] == priced["infer_flops"] / 1e14).all()
+
+
 def test_what_cannot_be_built_is_left_out_and_refused_if_nothing_is_left():
     some = VisionLanguageSpace(models=["paligemma-3b-224"], img_sizes=[224, 225], patch_sizes=[14, 16])
     assert some.frame()[["img_size", "patch_size"]].to_numpy().tolist() == [[224, 14], [224, 16]]

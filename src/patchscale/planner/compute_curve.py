@@ -11,7 +11,9 @@ import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
+from patchscale.laws.findings import differing
 from patchscale.laws.forms import Array, Axes, Axis, Exponent, Law
+from patchscale.laws.table import CURVE_COLUMNS, varying
 from patchscale.laws.varpro import Problem, solve
 
 MIN_POINTS = 5
@@ -81,7 +83,8 @@ def fit_compute_curves(
 ) -> list[ComputeCurve]:
     """One curve for each patch size of a table with a row per checkpoint: patch_size, `flops`, test_loss or metric.
 
-    Relative residuals, least squares. Raises `UserError` for missing columns and fewer than five checkpoints.
+    Relative residuals, least squares. Raises `UserError` for missing columns, rows of several models, tasks or recipes,
+    and fewer than five checkpoints.
     """
     column = {"loss": "test_loss", "error": "metric"}.get(target)
     if column is None:
@@ -89,7 +92,13 @@ def fit_compute_curves(
     for name in ("patch_size", flops, column):
         if name not in table:
             raise UserError(f"the table has no column {name!r} (columns: {', '.join(map(str, table.columns))})")
-    rows = table.dropna(subset=["patch_size", flops, column])
+    numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in ("patch_size", flops, column)}
+    rows = table.assign(**numbers).dropna(subset=[*numbers])
+    mixed = varying(rows, [name for name in CURVE_COLUMNS if name != "study"])
+    if mixed:
+        raise UserError(
+            f"the checkpoints differ in {differing(rows, mixed)}, and a schedule is for one training; select one (--where)"
+        )
     curves = []
     for patch_size, part in rows.groupby("patch_size"):
         compute = part[flops].to_numpy(float)

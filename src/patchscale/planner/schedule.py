@@ -19,6 +19,8 @@ from patchscale.planner.compute_curve import ComputeCurve
 
 LEVELS = 4000
 """Errors between which crossings of slopes are looked for."""
+WORTH_SAYING = 0.01
+"""Smaller savings are within what a curve through a few checkpoints knows."""
 FAR_BELOW = 1e-6
 """How close to the lowest ceiling errors are looked at, as a share of the highest one."""
 
@@ -64,9 +66,11 @@ class Schedule:
             for stage in self.stages
         )
         single = f"with patches of {self.single_patch_size} px alone it would be {self.single_error:.4g}"
-        saved = (
-            f", and the same value would take {1 / (1 - self.saving):.3g} times the FLOPs" if self.saving > 0 else ""
-        )
+        saved = ""
+        if self.saving >= WORTH_SAYING:
+            saved = f", and the same value would take {1 / (1 - self.saving):.3g} times the FLOPs"
+        elif len(self.stages) > 1:
+            saved = f", so switching saves less than {WORTH_SAYING:.0%}"
         return (
             f"Train with {steps}: {self.flops:.3g} FLOPs are expected to reach {self.error:.4g}; {single}{saved}. "
             "Assumed is that nothing is lost at a switch."
