@@ -9,6 +9,7 @@ from patchscale.cli import (
     bench,
     convert,
     cost,
+    data,
     doctor,
     evaluate,
     fit,
@@ -36,6 +37,7 @@ app.command("train")(train.train)
 app.command("eval")(evaluate.evaluate)
 app.command("sweep")(sweep.sweep)
 app.command("convert")(convert.convert)
+app.add_typer(data.data)
 app.command("cost")(cost.cost)
 app.command("vlm")(vlm.vlm)
 app.command("fit")(fit.fit)

@@ -18,6 +18,8 @@ from patchscale.errors import UserError
 
 INDEX = "index.json"
 FORMAT = "patchscale shards 1"
+UNFINISHED = ".unfinished"
+"""Folder of what is known of the shards of a conversion that has not come to its end."""
 
 
 @dataclass(frozen=True, kw_only=True)

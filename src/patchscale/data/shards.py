@@ -23,6 +23,7 @@ from patchscale.data.named import data_root
 from patchscale.data.shard_cache import ShardCache, read_url, require_webdataset
 from patchscale.data.shard_index import (
     INDEX,
+    UNFINISHED,
     Shard,
     ShardIndex,
     part_of,
@@ -174,6 +175,10 @@ def list_shards(root: str, cache: ShardCache) -> ListedShards:
         root = str(Path(root).expanduser())
     if "{" in root or root.endswith(".tar"):
         return _scanned(_expanded(root), cache)
+    if not is_url(root) and (Path(root) / UNFINISHED).exists():
+        raise UserError(
+            f"{root}: the conversion to shards was interrupted; run patchscale data shard again, it goes on"
+        )
     if not is_url(root) and Path(root).is_dir() and not (Path(root) / INDEX).exists():
         found = sorted(str(path) for path in Path(root).glob("*.tar"))
         if not found:
