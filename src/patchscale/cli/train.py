@@ -1,5 +1,8 @@
 """`patchscale train`: one run, started, resumed or, if it is finished, reported."""
 
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,24 +45,42 @@ def train(
     from patchscale.requirements import require_training_half
 
     require_training_half()
-    flags = {
-        "model.name": model,
-        "model.patch_size": patch_size,
-        "model.img_size": None if img_size is None else parse_img_size(img_size, name="--img-size"),
-        "seed": seed,
-        "training.epochs": epochs,
-        "training.steps": steps,
-    }
-    given = {name: value for name, value in flags.items() if value is not None}
-    if sum(source is not None for source in (config, recipe, run_dir)) > 1:
-        raise UserError("give one of --config, --recipe and --run-dir, not several")
-    if epochs is not None and steps is not None:
-        raise UserError(f"--epochs {epochs:g} and --steps {steps}: give one of them")
-    if run_dir is not None:
-        run = _existing_run(run_dir, given, overrides or [])
-    else:
-        run = _run_for(_resolve(config, recipe, given, overrides or []), runs_root, study)
-    _train(run, json=json)
+    with _told_once():
+        flags = {
+            "model.name": model,
+            "model.patch_size": patch_size,
+            "model.img_size": None if img_size is None else parse_img_size(img_size, name="--img-size"),
+            "seed": seed,
+            "training.epochs": epochs,
+            "training.steps": steps,
+        }
+        given = {name: value for name, value in flags.items() if value is not None}
+        if sum(source is not None for source in (config, recipe, run_dir)) > 1:
+            raise UserError("give one of --config, --recipe and --run-dir, not several")
+        if epochs is not None and steps is not None:
+            raise UserError(f"--epochs {epochs:g} and --steps {steps}: give one of them")
+        if run_dir is not None:
+            settings = _changed(run_dir, given, overrides or [])
+        else:
+            settings = _resolve(config, recipe, given, overrides or [])
+        _train(settings, run_dir, runs_root, study, json=json)
+
+
+@contextmanager
+def _told_once() -> Iterator[None]:
+    """Of the processes that torchrun starts, one tells of a mistake; a run that was asked to stop has its exit code."""
+    from patchscale.training.interrupt import Interrupted
+
+    together: AbstractContextManager[None] = nullcontext()
+    if "RANK" in os.environ:
+        from patchscale.training.distributed import connected
+
+        together = connected()
+    try:
+        with together:
+            yield
+    except Interrupted as interruption:
+        raise typer.Exit(interruption.exit_code) from None
 
 
 def _resolve(config: Path | None, recipe: str | None, given: dict[str, Any], overrides: list[str]) -> RunConfig:
@@ -83,8 +104,8 @@ def _resolve(config: Path | None, recipe: str | None, given: dict[str, Any], ove
     return build_config(values, overrides, source=source)
 
 
-def _existing_run(run_dir: Path, given: dict[str, Any], overrides: list[str]) -> "RunDirectory":
-    """The run in `run_dir`; of its settings only `execution` may be changed."""
+def _changed(run_dir: Path, given: dict[str, Any], overrides: list[str]) -> RunConfig:
+    """The config of the run in `run_dir`, of whose settings only `execution` may be changed."""
     from patchscale.config import build_config, set_by_path
     from patchscale.runs.record import RunDirectory
 
@@ -100,46 +121,44 @@ def _existing_run(run_dir: Path, given: dict[str, Any], overrides: list[str]) ->
             f"{run_dir}: {settings} would make it another run; only execution.* can change here, "
             "so leave out --run-dir to start a new run"
         )
-    _update_execution(run, changed)
-    return run
+    return changed
 
 
-def _run_for(config: RunConfig, runs_root: Path, study: str) -> "RunDirectory":
-    """The directory of this config, new or existing."""
+def _run_for(config: RunConfig, run_dir: Path | None, runs_root: Path, study: str) -> "RunDirectory":
+    """The directory of this config, new or existing; the given `execution` settings hold for this attempt."""
+    from patchscale.files import write_text
     from patchscale.runs.record import RunDirectory
     from patchscale.training.device import resolve_device
 
-    # An unknown model or a missing device is refused before a directory is made.
-    _cost_words(config)
-    resolve_device(config.execution.device)
-    run = RunDirectory.create(runs_root, study, config)
-    _update_execution(run, config)
+    if run_dir is not None:
+        run = RunDirectory(run_dir)
+    else:
+        # An unknown model or a missing device is refused before a directory is made.
+        _cost_words(config)
+        resolve_device(config.execution.device)
+        run = RunDirectory.create(runs_root, study, config)
+    if run.config() != config and run.result() is None and not run.is_locked():
+        write_text(run.config_path, config.to_yaml())
     return run
 
 
-def _update_execution(run: "RunDirectory", config: RunConfig) -> None:
-    """Let the given `execution` settings hold for this attempt."""
-    from patchscale.files import write_text
-
-    if run.config() != config and run.result() is None and not run.is_locked():
-        write_text(run.config_path, config.to_yaml())
-
-
-def _train(run: "RunDirectory", *, json: bool) -> None:
+def _train(config: RunConfig, run_dir: Path | None, runs_root: Path, study: str, *, json: bool) -> None:
     from patchscale.cli.output import print_json
     from patchscale.cli.progress import watch
-    from patchscale.training.interrupt import Interrupted
+    from patchscale.training.collective import on_rank_0
+    from patchscale.training.distributed import joined
     from patchscale.training.loop import run_training
 
-    with watch() as watcher:
-        watcher.message(_cost_words(run.config()))
-        if run.result() is not None:
-            watcher.message(f"{run.path}: finished before, nothing to run")
-        try:
+    with joined(config.execution) as ranks:
+        run = on_rank_0(lambda: _run_for(config, run_dir, runs_root, study))
+        if not ranks.is_main:
+            run_training(run)
+            return
+        with watch() as watcher:
+            watcher.message(_cost_words(run.config()))
+            if run.result() is not None:
+                watcher.message(f"{run.path}: finished before, nothing to run")
             row = run_training(run, progress=watcher)
-        except Interrupted as interruption:
-            watcher.message(str(interruption))
-            raise typer.Exit(interruption.exit_code) from None
     if json:
         print_json({**row, "path": str(run.path)})
     else:
