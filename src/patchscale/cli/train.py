@@ -10,7 +10,7 @@ import typer
 
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
-from patchscale.shapes import parse_img_size
+from patchscale.shapes import format_img_size, parse_img_size
 
 if TYPE_CHECKING:
     from patchscale.runs.record import RunDirectory
@@ -203,7 +203,9 @@ def _print_recipes(*, json: bool) -> None:
     for name, make in RECIPES.items():
         config = make()
         about = (make.__doc__ or "").strip().partition("\n")[0]
-        rows.append({"recipe": name, "task": config.task, "model": config.model.name, "about": about})
+        model = config.model
+        sizes = {"model": model.name, "img_size": format_img_size(model.img_size), "patch_size": model.patch_size}
+        rows.append({"recipe": name, "task": config.task, **sizes, "about": about})
     if json:
         print_json(rows)
     else:
