@@ -140,8 +140,8 @@ def takes_three_images(monkeypatch):
         if len(inputs[0]) > 3:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate more than this test allows")
 
-    def set_up_small(config, device):
-        setup = set_up(config, device)
+    def set_up_small(config, device, ranks):
+        setup = set_up(config, device, ranks)
         setup.task.backbone.patch_embed.register_forward_pre_hook(refuse)
         return setup
 

@@ -73,6 +73,8 @@ def _told_once() -> Iterator[None]:
 
     together: AbstractContextManager[None] = nullcontext()
     if "RANK" in os.environ:
+        # Before torch is there: DDP's, on every rank, that it looked for unused parameters in vain.
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
         from patchscale.training.distributed import connected
 
         together = connected()

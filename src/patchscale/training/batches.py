@@ -8,7 +8,7 @@ import ctypes
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,7 @@ Batch = tuple[Tensor, Tensor]
 
 
 def load_batches(
-    dataset: Dataset[Any], order: Order, numbers: range, *, num_workers: int, device: torch.device
+    dataset: Dataset[Any], order: Order, numbers: Sequence[int], *, num_workers: int, device: torch.device
 ) -> Iterator[Batch]:
     """Yield the batches `numbers`, on `device`, ready for a model.
 
@@ -38,7 +38,7 @@ def load_batches(
 
 
 def host_batches(
-    dataset: Dataset[Any], order: Order, numbers: range, *, num_workers: int, pin_memory: bool = False
+    dataset: Dataset[Any], order: Order, numbers: Sequence[int], *, num_workers: int, pin_memory: bool = False
 ) -> Iterator[Batch]:
     """Yield the batches `numbers` as the loader processes make them: in host memory, images as bytes."""
     loader = DataLoader(

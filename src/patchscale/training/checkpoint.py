@@ -24,6 +24,7 @@ from patchscale.errors import RunFailed, UserError
 from patchscale.files import write_text
 from patchscale.models.weights import write_safetensors
 from patchscale.training.collective import on_rank_0
+from patchscale.training.sharding import whole_state
 from patchscale.training.tensor_files import describe_file, flush, read_tensors, stored_shapes, write_tensors
 
 FORMAT = "patchscale-checkpoint-2"
@@ -365,8 +366,9 @@ def _remove_leftover(path: Path) -> None:
 
 
 def save_weights(path: Path, task: nn.Module, metadata: dict[str, Any]) -> None:
-    """Write the task's weights (backbone and head) as safetensors, with `metadata` in the header."""
-    write_safetensors(path, task.state_dict(), metadata)
+    """Write the task's whole weights (backbone and head) as safetensors, with `metadata` in the header; collective."""
+    state = whole_state(task)
+    on_rank_0(lambda: write_safetensors(path, state, metadata))
 
 
 def load_weights(path: Path, task: nn.Module) -> None:

@@ -1,21 +1,25 @@
 """One pass over a split, and a trained run brought back to do it."""
 
+import math
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchscale.data.datasets import Splits, load_splits
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
 from patchscale.tasks import Task, build_task
+from patchscale.tasks.base import Meter
 from patchscale.training.batches import load_batches
 from patchscale.training.checkpoint import WEIGHTS, load_weights
+from patchscale.training.collective import on_every_rank
 from patchscale.training.device import Precision, autocast
+from patchscale.training.distributed import ALONE, Ranks
 from patchscale.training.order import PlainOrder
 
 
-@torch.inference_mode()
 def evaluate(
     task: Task,
     dataset: Dataset[Any],
@@ -24,22 +28,44 @@ def evaluate(
     device: torch.device,
     precision: Precision = "fp32",
     num_workers: int = 0,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Loss, metric and extras of `task` over all of `dataset`, in its order; the task's mode is restored.
 
-    The loss is plain cross-entropy: no smoothing, no mixing.
+    The loss is plain cross-entropy: no smoothing, no mixing. Several ranks take turns with the batches, and all get the
+    outcome; those left over in the last round compute a batch that does not count, as sharded weights want all in it.
     """
     was_training = task.training
     task.eval()
     meter = task.new_meter()
     order = PlainOrder(len(dataset), batch_size)  # type: ignore[arg-type]
-    batches = load_batches(dataset, order, range(len(order)), num_workers=num_workers, device=device)
-    for images, targets in batches:
-        with autocast(device, precision):
-            logits = task(images, targets)["logits"]
-        meter.update(logits, targets)
+    rounds = range(ranks.group, math.ceil(len(order) / ranks.groups) * ranks.groups, ranks.groups)
+    numbers = [min(number, len(order) - 1) for number in rounds]
+    batches = load_batches(dataset, order, numbers, num_workers=num_workers, device=device)
+    # Tensors of inference mode would stay behind where weights are gathered from shards.
+    with torch.inference_mode() if ranks.size == 1 else torch.no_grad():
+        for number, (images, targets) in zip(rounds, batches, strict=True):
+            ranks.watch.moved(f"evaluating in round {1 + number // ranks.groups} of {len(rounds)}")
+            with autocast(device, precision):
+                logits = task(images, targets)["logits"]
+            if number < len(order):
+                meter.update(logits, targets)
     task.train(was_training)
-    return meter.compute()
+    return merged(meter, task, ranks).compute()
+
+
+def merged(meter: Meter, task: Task, ranks: Ranks) -> Meter:
+    """A meter that has counted what those of all ranks have."""
+    if ranks.size == 1:
+        return meter
+    counted = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in vars(meter).items()}
+    total = task.new_meter()
+    for rank, values in enumerate(on_every_rank(lambda: counted)):
+        if rank % (ranks.size // ranks.groups) == 0:  # ranks that share images have counted the same
+            other = task.new_meter()
+            vars(other).update(values)
+            total.merge(other)
+    return total
 
 
 def load_trained(run: RunDirectory) -> tuple[Task, Splits]:

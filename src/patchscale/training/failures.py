@@ -9,37 +9,49 @@ from patchscale.config import RunConfig
 from patchscale.errors import RunFailed, UserError
 from patchscale.runs.record import RunDirectory
 from patchscale.training.device import is_out_of_memory
+from patchscale.training.distributed import Ranks
 from patchscale.training.interrupt import Interrupted
-from patchscale.training.journal import Journal
+from patchscale.training.journal import Journal, Watcher
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 """What a system says of a disk that takes no more: it is full, over quota, read-only, or limits the size of a file."""
 
 
 @contextmanager
-def ending_recorded(run: RunDirectory, config: RunConfig, journal: Journal) -> Iterator[None]:
+def ending_recorded(run: RunDirectory, config: RunConfig, journal: Journal, ranks: Ranks) -> Iterator[None]:
     """Record failed (with its kind) or interrupted.
 
-    A user's mistake passes through, anything else that is not an interruption comes out as `RunFailed`.
+    A user's mistake passes through, anything else that is not an interruption comes out as `RunFailed`. Of several
+    ranks the first that fails records it, whichever it is.
     """
+    first = RunDirectory(run.path), Journal(RunDirectory(run.path), Watcher())
     try:
         yield
     except UserError as error:
-        _record_failure(run, journal, "config", str(error))
+        if ranks.watch.first_to_fail():
+            _record_failure(*first, "config", str(error))
         raise
     except KeyboardInterrupt as error:
         message = str(error) if isinstance(error, Interrupted) else "stopped at once; the last step is lost"
         run.write_status("interrupted", message=message)
         journal.say(message)
+        if isinstance(error, Interrupted):
+            ranks.wait()  # torchrun ends all as soon as one has ended: not before this is written
         raise
     except Exception as error:
-        failure = _as_failure(error, config)
-        _record_failure(run, journal, failure.kind, str(failure))
-        with suppress(OSError):
-            journal.keep(traceback.format_exc())
+        failure = ranks.watch.lost_rank(error) or _as_failure(error, config)
+        if ranks.watch.first_to_fail():
+            _record_failure(*first, failure.kind, str(failure))
+            with suppress(OSError):
+                first[1].keep(traceback.format_exc())
         if failure is error:
             raise
         raise failure from error
+
+
+def hang_recorded(run: RunDirectory, failure: RunFailed) -> None:
+    """Record a failure found beside the training thread, which will not come back."""
+    _record_failure(RunDirectory(run.path), Journal(RunDirectory(run.path), Watcher()), failure.kind, str(failure))
 
 
 def _record_failure(run: RunDirectory, journal: Journal, kind: str, message: str) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Any, Self
 
@@ -17,10 +18,13 @@ class Interrupted(KeyboardInterrupt):
 class StopSignals:
     """While entered, remembers the first SIGINT or SIGTERM in `received` instead of dying of it.
 
-    Signals reach the main thread only; entered in another thread this does nothing.
+    Signals reach the main thread only; entered in another thread this does nothing. A second signal within `echo_s`
+    seconds is taken for the same: torchrun passes on what its processes, on Ctrl-C, have had already.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, echo_s: float = 0.0) -> None:
+        self.echo_s = echo_s
+        self._first_at = 0.0
         self.received: signal.Signals | None = None
         self._previous: dict[signal.Signals, Any] = {}
 
@@ -36,8 +40,14 @@ class StopSignals:
         self._restore()
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.received = signal.Signals(number)
-        self._restore()  # the next one is obeyed at once
+        now = time.monotonic()
+        if self.received is None:
+            self.received, self._first_at = signal.Signals(number), now
+            if not self.echo_s:
+                self._restore()  # the next one is obeyed at once
+        elif now - self._first_at > self.echo_s:
+            self._restore()
+            signal.raise_signal(number)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():

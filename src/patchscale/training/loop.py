@@ -5,6 +5,7 @@ without any saved generator state; on a CPU it does so bit for bit.
 """
 
 import math
+import signal
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -12,17 +13,19 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
+from torch.distributed.fsdp import FSDPModule
 
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
-from patchscale.models.drop_path import batch_rows
 from patchscale.runs.record import RunDirectory
 from patchscale.runs.stages import stage_columns
+from patchscale.training.bystander import as_seen_by
 from patchscale.training.checkpoint import Checkpoints, Totals, remove_leftovers, save_weights
+from patchscale.training.collective import on_every_rank, on_rank_0
 from patchscale.training.device import peak_memory_bytes, resolve_device, torch_settings
 from patchscale.training.diagnose import first_non_finite
-from patchscale.training.failures import ending_recorded
+from patchscale.training.distributed import Ranks, joined
+from patchscale.training.failures import ending_recorded, hang_recorded
 from patchscale.training.initial_weights import load_initial_weights
 from patchscale.training.interrupt import Interrupted, StopSignals
 from patchscale.training.journal import Journal, Watcher, truncate_metrics
@@ -30,6 +33,7 @@ from patchscale.training.memory import MemoryPlan, plan_memory
 from patchscale.training.optim import learning_rate_at, set_learning_rate
 from patchscale.training.rollback import NonFinite, Rollback, with_rollback
 from patchscale.training.setup import Setup, micro_batches, set_up
+from patchscale.training.sharding import clip_gradients
 from patchscale.training.summary import (
     memory_of_last_attempt,
     record_environment,
@@ -39,6 +43,9 @@ from patchscale.training.summary import (
     weights_metadata,
 )
 
+ECHO_S = 5.0
+"""torchrun passes a signal on to its processes, which on Ctrl-C have had it already."""
+
 
 def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[str, Any]:
     """Train the run in this directory to its end, from its checkpoint if it has one; return its row of results.
@@ -47,9 +54,14 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
     process), `RunFailed` (with its kind) or `Interrupted`; status.json then says the same.
     """
     config = run.config()
-    device = resolve_device(config.execution.device)
+    with joined(config.execution) as ranks:
+        return _run(config, ranks, *as_seen_by(ranks, run, progress or Watcher()))
+
+
+def _run(config: RunConfig, ranks: Ranks, run: RunDirectory, journal: Journal) -> dict[str, Any]:
+    device = ranks.own_device(resolve_device(config.execution.device))
     num_threads = config.execution.num_threads or threads_of_first_attempt(run)
-    journal = Journal(run, progress or Watcher())
+    ranks.watch.record = partial(hang_recorded, run)
     checkpoints = Checkpoints(
         run.checkpoint_dir,
         identity=config.identity,
@@ -59,15 +71,15 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
     )
     with (
         run.lock(),
-        StopSignals() as signals,
-        ending_recorded(run, config, journal),
+        StopSignals(echo_s=ECHO_S if ranks.size > 1 else 0) as signals,
+        ending_recorded(run, config, journal, ranks),
         torch_settings(num_threads, device),
     ):
         # In this order a kill at any point leaves a directory from which the next call reaches the same end.
         result = run.result()
         if result is None:
             try:
-                train = partial(_train, run, config, device, journal, signals, checkpoints)
+                train = partial(_train, run, config, device, ranks, journal, signals, checkpoints)
                 result = with_rollback(train, config, journal)
                 run.write_json("result.json", result)
                 journal.result(result)
@@ -75,7 +87,7 @@ def run_training(run: RunDirectory, *, progress: Watcher | None = None) -> dict[
                 journal.close()
         if run.status()["state"] != "done":
             run.write_status("done")
-        checkpoints.clear()
+        on_rank_0(checkpoints.clear)
         return result
 
 
@@ -83,6 +95,7 @@ def _train(
     run: RunDirectory,
     config: RunConfig,
     device: torch.device,
+    ranks: Ranks,
     journal: Journal,
     signals: StopSignals,
     checkpoints: Checkpoints,
@@ -92,31 +105,37 @@ def _train(
     started = time.perf_counter()
     training, execution = config.training, config.execution
     run.write_status("running")
-    setup = set_up(config, device)
+    setup = set_up(config, device, ranks)
     task, state, steps = setup.task, setup.state, setup.steps
     validation_steps = {round(steps * k / training.num_validations) for k in range(1, training.num_validations + 1)}
 
     # Go on where an earlier attempt stopped.
-    remove_leftovers(run.path)
+    ranks.watch.moved("loading weights")
+    on_rank_0(lambda: remove_leftovers(run.path))
+    _require_same_data_on_all_ranks(setup.splits.record)
     resumed = checkpoints.load(state)
     if resumed:
         _require_same_data(run, setup.splits.record)
     elif training.init_from is not None or training.init_run is not None:
-        for line in str(load_initial_weights(run, config, state)).splitlines():
+        with setup.whole_at_first() as whole:
+            report = load_initial_weights(run, config, whole)
+        for line in str(report).splitlines():
             journal.say(line)
     totals = state.totals
     earlier_time_s = totals.wall_time_s
-    truncate_metrics(run.metrics_path, totals.step)
+    on_rank_0(lambda: truncate_metrics(run.metrics_path, totals.step))
     journal.track(totals.step)
     if rollback is not None:
         rollback.begin(totals, journal)
-    before = memory_of_last_attempt(run, device) if resumed else None
-    plan = plan_memory(config, task.backbone, setup.splits.num_classes, device, before)
+    before = on_rank_0(lambda: memory_of_last_attempt(run, device) if resumed else None)
+    classes, rows = setup.splits.num_classes, setup.most_rows
+    plan = plan_memory(config, task.backbone, classes, device, before, ranks=ranks, rows=rows)
     task.backbone.set_grad_checkpointing(plan.activation_checkpointing)  # type: ignore[operator]
-    record_environment(run, config, device, first_step=totals.step, memory=plan)
+    record_environment(run, config, device, first_step=totals.step, memory=plan, ranks=ranks)
     run.write_json("data.json", setup.splits.record)
     run.write_status("running", step=totals.step, steps=steps)
-    journal.say(f"{'resumed at' if resumed else 'starting at'} step {totals.step} of {steps} on {device.type}")
+    where = device.type if ranks.size == 1 else f"{ranks.size} processes ({execution.parallel}) on {device.type}"
+    journal.say(f"{'resumed at' if resumed else 'starting at'} step {totals.step} of {steps} on {where}")
     journal.say(str(plan))
 
     def measure() -> None:
@@ -127,11 +146,12 @@ def _train(
     saved_at = lap = time.perf_counter()
     for step, (images, targets) in zip(todo, setup.batches(todo), strict=True):
         # Forward, backward, clip.
+        ranks.watch.moved(f"computing step {step + 1} of {steps}")
         learning_rate = learning_rate_at(step, steps, training) * totals.learning_rate_factor
         set_learning_rate(state.optimizer, learning_rate)
         images, targets = setup.mix(step, images, targets)
         loss, plan = _backward(setup, step, images, targets, plan, run, journal)
-        norm = clip_grad_norm_(task.parameters(), training.clip_grad_norm or math.inf)
+        norm = clip_gradients(task, training.clip_grad_norm)
 
         # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
         loss_value, grad_norm = torch.stack([loss.detach().float(), norm.float()]).tolist()
@@ -172,21 +192,24 @@ def _train(
             journal.say(_validation_words(done, steps, totals.validation, task.metric_name))
 
         # Save.
-        due = time.perf_counter() - saved_at >= execution.checkpoint_every_s
-        if done == steps or signals.received or due or (validated and execution.keep_best):
+        stop, due = ranks.agree(signals.received or 0, time.perf_counter() - saved_at >= execution.checkpoint_every_s)
+        if done == steps or stop or due or (validated and execution.keep_best):
+            ranks.watch.moved(f"saving after step {done}")
             measure()
             checkpoints.save(state, loss=totals.validation["loss"] if validated else None)
             run.write_status("running", step=done, steps=steps)
             saved_at = time.perf_counter()
-        if signals.received:
+        if stop:
             again = f"patchscale train --run-dir {run.path}"
-            raise Interrupted(signals.received, f"stopped at step {done} of {steps}, saved; go on with: {again}")
+            raise Interrupted(signal.Signals(stop), f"stopped at step {done} of {steps}, saved; go on with: {again}")
+        ranks.watch.moved(f"waiting for the images of step {done + 1}")
         lap = time.perf_counter()
 
     # The test split is looked at once, after the last step.
     test = setup.evaluate(setup.splits.test, plan.micro_batch_size)
     _require_finite(test, "test", totals)
     measure()
+    totals.peak_memory_bytes = ranks.largest(totals.peak_memory_bytes)
     for name, weights in state.final_weights.items():
         save_weights(run.checkpoint_dir / name, weights, weights_metadata(config, name))
     journal.say(f"done: test {task.metric_name} {test['metric']:.4f}, test loss {test['loss']:.4f}")
@@ -218,12 +241,16 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micr
     ((images, targets),) = setup.batches(range(step, step + 1), num_workers=0)
     images, targets = setup.mix(step, images, targets)
     first = None
-    # Compiled code has no modules to look at.
+    # Compiled code has no modules to look at; of sharded weights no rank has enough to look at its own images.
+    parts = [] if isinstance(setup.task, FSDPModule) else micro_batches(len(images), micro_batch_size)
     with torch.compiler.set_stance("force_eager") if setup.config.execution.compile else nullcontext():
-        for rows in micro_batches(len(images), micro_batch_size):
-            with batch_rows(rows.start, len(images), images.device):
+        for rows in parts:
+            with setup.batch_rows(rows.start, images):
                 part = images[rows], targets[rows]
                 first = first or first_non_finite(setup.task, part[0], partial(setup.loss, step, *part))
+    first = next((found for found in on_every_rank(lambda: first) if found), None)
+    if isinstance(setup.task, FSDPModule):
+        first = "not looked for with execution.parallel=fsdp"
     first = first or "none when the step is repeated; a norm overflowed, or the device does not repeat itself exactly"
     what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
     return NonFinite(
@@ -232,6 +259,17 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micr
         step + 1,
         setup.state.totals,
     )
+
+
+def _require_same_data_on_all_ranks(record: dict[str, Any]) -> None:
+    """Ranks of another machine may see another folder."""
+    fingerprints = on_every_rank(lambda: record["fingerprint"])
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise UserError(
+                f"rank {rank} has other data than rank 0 (fingerprint {fingerprint[:12]}, not {fingerprints[0][:12]}); "
+                "give all machines the same data.root"
+            )
 
 
 def _require_same_data(run: RunDirectory, record: dict[str, Any]) -> None:

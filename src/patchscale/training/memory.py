@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from patchscale.config import RunConfig
+from patchscale.config import ExecutionConfig, RunConfig
 from patchscale.costs.counts import count
 from patchscale.costs.memory import MEMORY_SHARE, Memory, train_memory
 from patchscale.errors import UserError
 from patchscale.training.available_memory import available_bytes
+from patchscale.training.collective import on_every_rank
+from patchscale.training.distributed import ALONE, Ranks
 
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryPlan:
-    """What was decided, and from which numbers."""
+    """What was decided, and from which numbers; with several processes, for each of them."""
 
     batch_size: int
     micro_batch_size: int
@@ -58,14 +60,23 @@ def _size(number: int) -> str:
 
 
 def plan_memory(
-    config: RunConfig, backbone: nn.Module, num_classes: int, device: torch.device, before: dict[str, Any] | None = None
+    config: RunConfig,
+    backbone: nn.Module,
+    num_classes: int,
+    device: torch.device,
+    before: dict[str, Any] | None = None,
+    *,
+    ranks: Ranks = ALONE,
+    rows: int | None = None,
 ) -> MemoryPlan:
     """Decide on micro-batches and checkpointing; what the config says holds, the rest is chosen to fit.
 
     `before` is the plan of the attempt that is being resumed: what is left to choose is chosen as then, because the
-    last bits of a sum depend on its parts. Raises `UserError` if the config splits a batch that must stay whole.
+    last bits of a sum depend on its parts. Of several ranks each has at most `rows` images of the batch, those of one
+    CPU share its memory, and all take the leanest plan of any. Raises `UserError` if the config splits a batch that
+    must stay whole.
     """
-    execution, batch_size = config.execution, config.training.batch_size
+    execution, batch_size = config.execution, rows or config.training.batch_size
     reason = needs_whole_batch(backbone)
     if reason and (
         execution.activation_checkpointing == "on" or execution.micro_batch_size not in ("auto", batch_size)
@@ -74,32 +85,46 @@ def plan_memory(
             f"model {config.model.name!r} needs its whole batch in one pass ({reason}): leave "
             "execution.micro_batch_size=auto and execution.activation_checkpointing=auto, or lower training.batch_size"
         )
-    available = available_bytes(device)
+    available = available_bytes(device) // (1 if device.type == "cuda" else ranks.local_size)
     if execution.memory_limit_gib is not None:
         available = min(available, int(execution.memory_limit_gib * 2**30))
 
     plan = None
-    for micro_batch_size, checkpointing in _in_order(config, whole=bool(reason), before=before or {}):
+    for micro_batch_size, checkpointing in _in_order(execution, batch_size, whole=bool(reason), before=before or {}):
         estimate = estimate_memory(
-            config, num_classes, micro_batch_size, device, activation_checkpointing=checkpointing
+            config, num_classes, micro_batch_size, device, activation_checkpointing=checkpointing, batch_size=batch_size
         )
         plan = MemoryPlan(
             batch_size=batch_size,
             micro_batch_size=micro_batch_size,
             activation_checkpointing=checkpointing,
-            estimated_bytes=estimate.peak_bytes,
+            estimated_bytes=estimate.peak_bytes - _sharded_away(estimate, execution, ranks),
             available_bytes=available,
-            splittable=execution.micro_batch_size == "auto" and not reason,
+            # Ranks that split their batches differently would wait for each other for ever.
+            splittable=execution.micro_batch_size == "auto" and not reason and ranks.size == 1,
         )
         if plan.estimated_bytes <= MEMORY_SHARE * available:
             break
     assert plan is not None
-    return plan
+    own = plan
+    return min(on_every_rank(lambda: own), key=lambda each: (each.micro_batch_size, not each.activation_checkpointing))
 
 
-def _in_order(config: RunConfig, *, whole: bool, before: dict[str, Any]) -> Iterator[tuple[int, bool]]:
+def _sharded_away(estimate: Memory, execution: ExecutionConfig, ranks: Ranks) -> int:
+    """Bytes that other ranks hold: under FSDP their shares of optimizer state and moving average.
+
+    Their shares of weights and gradients are left in, which is too much for a model of many blocks: the blocks at work
+    are whole on every rank.
+    """
+    if execution.parallel == "ddp":
+        return 0
+    return (estimate.optimizer + estimate.ema) * (ranks.groups - 1) // ranks.groups
+
+
+def _in_order(
+    execution: ExecutionConfig, batch_size: int, *, whole: bool, before: dict[str, Any]
+) -> Iterator[tuple[int, bool]]:
     """(micro-batch size, checkpointing) that the config allows, from the fastest to the leanest."""
-    execution, batch_size = config.execution, config.training.batch_size
     size = (
         execution.micro_batch_size if execution.micro_batch_size != "auto" else before.get("micro_batch_size", "auto")
     )
@@ -136,8 +161,9 @@ def estimate_memory(
     device: torch.device,
     *,
     activation_checkpointing: bool,
+    batch_size: int | None = None,
 ) -> Memory:
-    """The estimate for a run whose passes hold `micro_batch_size` images."""
+    """The estimate for a run whose passes hold `micro_batch_size` images of its batch, or of another `batch_size`."""
     counts = count(
         config.model.name,
         patch_size=config.model.patch_size,
@@ -148,7 +174,7 @@ def estimate_memory(
     )
     return train_memory(
         counts,
-        batch_size=config.training.batch_size,
+        batch_size=batch_size or config.training.batch_size,
         micro_batch_size=micro_batch_size,
         precision=config.training.precision,
         activation_checkpointing=activation_checkpointing,

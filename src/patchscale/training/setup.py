@@ -1,19 +1,23 @@
 """What a run starts with, all of it from the config and its seed: data, model, optimizer, and the loss of a step."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from patchscale.config import RunConfig, TrainingConfig
 from patchscale.costs.counts import Counts, count
-from patchscale.data.datasets import Splits, load_splits
+from patchscale.data.datasets import Splits, TrainSplit, load_splits
 from patchscale.data.seeding import seeded
+from patchscale.errors import UserError
 from patchscale.models.adventurer import Adventurer
 from patchscale.models.drop_path import batch_rows
 from patchscale.models.patch_embed import initialise_as_released
@@ -24,9 +28,13 @@ from patchscale.training.batches import Batch, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
 from patchscale.training.compilation import compile_backbone
 from patchscale.training.device import autocast
+from patchscale.training.distributed import ALONE, Ranks, RowsOrder, rows_of_part
 from patchscale.training.evaluate import evaluate
+from patchscale.training.memory import needs_whole_batch
 from patchscale.training.optim import build_optimizer
 from patchscale.training.order import TrainingOrder
+from patchscale.training.shard_order import WindowOrder, shards_of
+from patchscale.training.sharding import fill, synchronised, train_together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +50,22 @@ class Setup:
     mixup: Mixup | None
     task: Task
     state: TrainingState
+    ranks: Ranks
+    together: nn.Module
+    """What training steps call: the task, or DDP around it."""
+    rows: list[int]
+    """Of a batch, the rows that this rank has."""
+    most_rows: int
+    """So many has the rank with the most."""
+
+    @cached_property
+    def _held(self) -> Tensor | None:
+        return None if self.ranks.size == 1 else torch.tensor(self.rows, device=self.device)
+
+    def batch_rows(self, start: int, images: Tensor) -> AbstractContextManager[None]:
+        """Around the passes of the rank's images from `start` on; `images` are all of them."""
+        batch_size = len(images) if self._held is None else self.config.training.batch_size
+        return batch_rows(start, batch_size, images.device, held=self._held)
 
     def mix(self, step: int, images: Tensor, targets: Tensor) -> Batch:
         """The batch after mixup or cutmix, which are drawn from (seed, step); writes to `images`."""
@@ -52,31 +76,41 @@ class Setup:
 
     def loss(self, step: int, images: Tensor, targets: Tensor) -> Tensor:
         """Training loss of a mixed batch or a part of it; drop path is drawn from (seed, step)."""
+        return self._loss(self.task, step, images, targets)
+
+    def _loss(self, model: nn.Module, step: int, images: Tensor, targets: Tensor) -> Tensor:
         with seeded(self.config.seed, "step", step), autocast(self.device, self.config.training.precision):
-            loss: Tensor = self.task(images, targets)["loss"]
+            loss: Tensor = model(images, targets)["loss"]
             return loss
 
     def backward(self, step: int, images: Tensor, targets: Tensor, micro_batch_size: int) -> Tensor:
-        """Add the gradients of the loss of a mixed batch, and return that loss.
+        """Add the gradients of the loss of a mixed batch, and return that loss; given this rank's rows of the batch.
 
-        A batch in parts gives the same to rounding: every part counts by its share of images or labelled pixels.
+        A batch in parts gives the same to rounding: every part counts by its share of images or labelled pixels. A rank
+        with fewer parts than others begins with passes that count for nothing, as sharded weights want all in each.
         """
         parts = micro_batches(len(images), micro_batch_size)
+        idle = max(0, math.ceil(self.most_rows / micro_batch_size) - len(parts)) if self.ranks.size > 1 else 0
+        whole = idle + len(parts) == 1 and self.ranks.size == 1
+        terms = self.ranks.sum(self.task.loss_terms(targets)).clamp(min=1)
         losses = []
-        for rows in parts:
-            with batch_rows(rows.start, len(images), images.device):
-                loss = self.loss(step, images[rows], targets[rows])
-                if len(parts) > 1:
-                    loss = loss * (self.task.loss_terms(targets[rows]).to(loss) / self.task.loss_terms(targets))
+        for number, rows in enumerate([parts[0]] * idle + parts, start=1):
+            last = number == idle + len(parts)
+            with self.batch_rows(rows.start, images), synchronised(self.together, last=last):
+                loss = self._loss(self.together, step, images[rows], targets[rows])
+                if not whole:
+                    counted = self.task.loss_terms(targets[rows]).to(loss) if number > idle else 0.0
+                    loss = loss * (counted / terms)
                 loss.backward()
             losses.append(loss.detach())
-        return torch.stack(losses).sum()
+        return self.ranks.sum(torch.stack(losses).sum())
 
     def batches(self, steps: range, *, num_workers: int | None = None) -> Iterator[Batch]:
-        """The training batches of `steps`, on the device."""
+        """This rank's rows of the training batches of `steps`, on the device."""
         if num_workers is None:
             num_workers = self.config.execution.num_workers
-        return load_batches(self.splits.train, self.order, steps, num_workers=num_workers, device=self.device)
+        order = self.order if self.ranks.size == 1 else RowsOrder(self.order, self.rows)
+        return load_batches(self.splits.train, order, steps, num_workers=num_workers, device=self.device)
 
     def evaluate(self, dataset: Dataset[Any], batch_size: int) -> dict[str, Any]:
         """Loss and metric on a split, with the moving average of the weights if there is one."""
@@ -89,7 +123,20 @@ class Setup:
             device=self.device,
             precision=self.config.training.precision,
             num_workers=self.config.execution.num_workers,
+            ranks=self.ranks,
         )
+
+    @contextmanager
+    def whole_at_first(self) -> Iterator[TrainingState]:
+        """The state with whole weights, to be changed before the first step; sharded ones get what a twin is given."""
+        if self.together is not self.task or self.ranks.size == 1:
+            yield self.state
+            return
+        twin = _drawn(self.config, self.splits)
+        yield replace(self.state, task=twin, ema=None)
+        for model in (self.task, None if self.state.ema is None else self.state.ema.module):
+            if model is not None:
+                fill(model, twin.state_dict())
 
 
 def micro_batches(batch_size: int, micro_batch_size: int) -> list[slice]:
@@ -98,20 +145,24 @@ def micro_batches(batch_size: int, micro_batch_size: int) -> list[slice]:
     return [slice(start, min(start + micro_batch_size, batch_size)) for start in starts]
 
 
-def set_up(config: RunConfig, device: torch.device) -> Setup:
+def set_up(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Setup:
     """Load the data and build everything at step 0; raises `UserError` for what the config asks in vain."""
-    training = config.training
+    training, execution = config.training, config.execution
     splits = load_splits(config)
-    with seeded(config.seed, "init"):
-        task = build_task(config, splits)
-        initialise_as_released(task.backbone, training.quirks)
-    task.to(device).train()
+    rows = [
+        rows_of_part(training.batch_size, part, ranks.groups, paired=bool(training.mixup or training.cutmix))
+        for part in range(ranks.groups)
+    ]
+    task = _drawn(config, splits).train()
+    if ranks.size > 1 and (reason := needs_whole_batch(task.backbone)):
+        raise UserError(f"model {config.model.name!r} needs its whole batch in one pass ({reason}): use one process")
     if isinstance(task.backbone, Adventurer):
         task.backbone.set_ssd_backend(config.execution.ssd_backend)
         # Refused now, if it cannot run here.
         resolve_backend(config.execution.ssd_backend, device, option="execution.ssd_backend ")
     ema = _moving_average(task, training)
-    if config.execution.compile:
+    together = train_together(task, None if ema is None else ema.module, ranks, device, parallel=execution.parallel)
+    if execution.compile:
         compile_backbone(task.backbone)
     return Setup(
         config=config,
@@ -126,7 +177,7 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
             pos_embed=config.model.pos_embed,
         ),
         steps=training.num_steps(len(splits.train)),
-        order=_order(config, len(splits.train)),
+        order=_order(config, splits.train),
         mixup=_mixup(config, splits.num_classes),
         task=task,
         state=TrainingState(
@@ -136,7 +187,19 @@ def set_up(config: RunConfig, device: torch.device) -> Setup:
             totals=Totals(),
             evaluates_ema=training.eval_weights == "ema",
         ),
+        ranks=ranks,
+        together=together,
+        rows=rows[ranks.group],
+        most_rows=max(len(part) for part in rows),
     )
+
+
+def _drawn(config: RunConfig, splits: Splits) -> Task:
+    """The task with its first weights, the same on all ranks."""
+    with seeded(config.seed, "init"):
+        task = build_task(config, splits)
+        initialise_as_released(task.backbone, config.training.quirks)
+    return task
 
 
 def _mixup(config: RunConfig, num_classes: int) -> Mixup | None:
@@ -152,15 +215,16 @@ def _mixup(config: RunConfig, num_classes: int) -> Mixup | None:
     )
 
 
-def _order(config: RunConfig, num_images: int) -> TrainingOrder:
+def _order(config: RunConfig, train: TrainSplit) -> TrainingOrder:
     drops = "repeated_augment_drops_rest" in config.training.quirks
-    return TrainingOrder(
-        config.seed,
-        num_images,
-        config.training.batch_size,
-        repeats=config.data.repeated_augment,
-        round_to=SAMPLER_ROUNDS_TO if drops else None,
-    )
+    more: dict[str, Any] = {
+        "repeats": config.data.repeated_augment,
+        "round_to": SAMPLER_ROUNDS_TO if drops else None,
+    }
+    window = config.data.shuffle_window
+    if window is not None:
+        return WindowOrder(config.seed, shards_of(train), config.training.batch_size, window, **more)
+    return TrainingOrder(config.seed, len(train), config.training.batch_size, **more)
 
 
 def _moving_average(task: Task, training: TrainingConfig) -> ModelEmaV3 | None:

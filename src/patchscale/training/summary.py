@@ -1,5 +1,6 @@
 """What is written about a run: where it ran (environment.json) and what came out (result.json)."""
 
+import os
 import platform
 import sys
 from dataclasses import asdict
@@ -17,15 +18,22 @@ from patchscale.provenance import git_commit, versions
 from patchscale.runs.record import RunDirectory
 from patchscale.shapes import SHAPES, format_img_size
 from patchscale.training.checkpoint import EMA_WEIGHTS, RAW_WEIGHTS, WEIGHTS
+from patchscale.training.collective import on_every_rank
 from patchscale.training.device import cpu_name, device_name, peak_memory_kind
+from patchscale.training.distributed import ALONE, Ranks
 from patchscale.training.memory import MemoryPlan
 from patchscale.training.setup import Setup
 
 
 def record_environment(
-    run: RunDirectory, config: RunConfig, device: torch.device, first_step: int, memory: MemoryPlan
+    run: RunDirectory,
+    config: RunConfig,
+    device: torch.device,
+    first_step: int,
+    memory: MemoryPlan,
+    ranks: Ranks = ALONE,
 ) -> None:
-    """Write environment.json: this attempt in full, earlier ones (before a resume) in short."""
+    """Write environment.json: this attempt in full, earlier ones (before a resume) in short; collective."""
     earlier = run.read_json("environment.json") or {}
     attempt = {
         "started_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -36,6 +44,10 @@ def record_environment(
         "num_threads": torch.get_num_threads(),
         "memory": asdict(memory),
     }
+    if ranks.size > 1:
+        own = {"host": platform.node(), "device_name": device_name(device), "pid": os.getpid()}
+        attempt["parallel"] = config.execution.parallel
+        attempt["ranks"] = on_every_rank(lambda: own)
     run.write_json(
         "environment.json",
         {
@@ -151,6 +163,8 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
         "device": setup.device.type,
         "device_name": device_name(setup.device),
         "precision": training.precision,
+        "world_size": setup.ranks.size,
+        "parallel": config.execution.parallel if setup.ranks.size > 1 else None,
         "ssd_backend": _ssd_backend(setup),
         "pos_embed": model.pos_embed,
         "weights": weights_kind(config),
