@@ -21,7 +21,7 @@ def compare(table: "pd.DataFrame", forms: str, options: dict[str, Any], *, json:
 
 def _print(found: "Comparison") -> None:
     from patchscale.cli.output import print_table
-    from patchscale.laws.compare import CARRIED
+    from patchscale.laws.left_out import CARRIED
 
     print(found)
     unit = found.unit.strip() or "loss"

@@ -97,7 +97,7 @@ def fit_compute_curves(
     mixed = varying(rows, [name for name in CURVE_COLUMNS if name != "study"])
     if mixed:
         raise UserError(
-            f"the checkpoints differ in {differing(rows, mixed)}, and a schedule is for one training; select one (--where)"
+            f"the checkpoints differ in {differing(rows, mixed)}, and a schedule is for one training; select one"
         )
     curves = []
     for patch_size, part in rows.groupby("patch_size"):
