@@ -112,6 +112,7 @@ def _print_plan(study: "Study", runs_root: Path, device: str | None, *, json: bo
         )
         return
     unit = _unit(max(item.flops_train_total or 0 for item in planned))
+    staged = any(item.stage > 1 for item in planned)
     rows = []
     for item, cost, each in zip(planned, costs, hours, strict=True):
         row = item.row()
@@ -121,6 +122,7 @@ def _print_plan(study: "Study", runs_root: Path, device: str | None, *, json: bo
             "img_size": row["img_size"],
             "patch_size": row["patch_size"],
             "seed": row["seed"],
+            **({"stage": row["stage"]} if staged else {}),
             "tokens": integer(row["tokens"]),
             "params": integer(row["params_total"]),
             "GFLOPs/image": f"{row['flops_forward_per_image'] / 1e9:.4g}",
@@ -187,11 +189,13 @@ def _print_results(table: "pd.DataFrame", folder: Path, *, json: bool) -> None:
     if json:
         print_json(records)
     else:
-        names = ("model", "img_size", "patch_size", "tokens", "seed", "status", "metric", "test_loss", "wall_time_s")
+        staged = "stage" in table and (table["stage"] > 1).any()
+        names: tuple[str, ...] = ("model", "img_size", "patch_size", "tokens", "seed", *(["stage"] if staged else []))
+        names += ("status", "metric", "test_loss", "wall_time_s")
         print_table([{name: readable(name, row[name], row) for name in names} for row in records], columns=names)
     counts = table["status"].value_counts().to_dict()
     print(f"{', '.join(f'{count} {state}' for state, count in counts.items())}; in {folder}", file=sys.stderr)
-    broken = [row for row in records if row["status"] in ("failed", "unreadable")]
+    broken = [row for row in records if row["status"] in ("failed", "blocked", "unreadable")]
     for row in broken:
         kind = f" ({row['failure_kind']})" if row["failure_kind"] else ""
         print(f"{row['status']}{kind}: {row['run_id']}: {row['message']}", file=sys.stderr)
