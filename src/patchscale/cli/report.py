@@ -38,12 +38,12 @@ def report(
     import sys
 
     from patchscale.cli.output import print_json
-    from patchscale.cli.source import load_table
+    from patchscale.cli.source import load_table, select_rows
     from patchscale.laws.fit import fit_curves
     from patchscale.reports.figures import report_charts
     from patchscale.reports.html import write_report
 
-    table = load_table(source)
+    table = select_rows(load_table(source), [])
     chosen = _target(table, target, source)
     page = output or _default_page(source)
     _refuse_unwritable(page, export)

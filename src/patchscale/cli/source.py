@@ -39,6 +39,7 @@ def load_table(source: str) -> "pd.DataFrame":
 def select_rows(table: "pd.DataFrame", where: list[str]) -> "pd.DataFrame":
     """Rows in which every named column holds the given value, compared as a number where it is one.
 
+    Of runs in stages only the last ones count, unless a condition is about `stage` or `last_stage`.
     Raises `UserError` for a condition that is not column=value, an unknown column, and if no row is left.
     """
     from difflib import get_close_matches
@@ -46,6 +47,9 @@ def select_rows(table: "pd.DataFrame", where: list[str]) -> "pd.DataFrame":
     from patchscale.errors import UserError
     from patchscale.laws.table import shorten
 
+    about = {condition.partition("=")[0].strip() for condition in where}
+    if "last_stage" in table and not about & {"stage", "last_stage"}:
+        table = table[table["last_stage"].astype(bool)]
     for condition in where:
         name, equals, value = (part.strip() for part in condition.partition("="))
         if not equals:

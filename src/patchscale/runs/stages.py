@@ -29,12 +29,36 @@ def finished_former_run(run: RunDirectory, config: RunConfig) -> RunDirectory | 
     return former
 
 
-def stage_columns(run: RunDirectory, config: RunConfig, flops_train_total: int) -> dict[str, Any]:
-    """`stage`, counted from 1, and `flops_train_stages`, the training FLOPs of all stages up to this one."""
-    former = finished_former_run(run, config)
+def blocked_by(run: RunDirectory, config: RunConfig) -> RunDirectory | None:
+    """The earlier stage whose failure keeps this one from starting, or None."""
+    former = former_run(run, config)
     if former is None:
-        return {"stage": 1, "flops_train_stages": flops_train_total}
+        return None
+    try:
+        if former.result() is not None:
+            return None
+        if former.status()["state"] == "failed":
+            return former
+        return blocked_by(former, former.config()) if former.config_path.exists() else None
+    except UserError:
+        return former
+
+
+def stage_number(run: RunDirectory, config: RunConfig) -> int:
+    """1 for a run that starts from no other, 2 for one that starts from such a run; one that is gone counts as 1."""
+    former = former_run(run, config)
+    if former is None:
+        return 1
+    return 1 + (stage_number(former, former.config()) if former.config_path.exists() else 1)
+
+
+def stage_columns(run: RunDirectory, config: RunConfig, flops_train_total: int) -> dict[str, Any]:
+    """For the row of results: which stage it is, which run it started from, and what all stages up to it have cost."""
+    former = finished_former_run(run, config)
+    columns = {"stage": stage_number(run, config), "init_run": config.training.init_run}
+    if former is None:
+        return columns | {"flops_train_stages": flops_train_total}
     result = former.result()
     assert result is not None
     before = result.get("flops_train_stages", result["flops_train_total"])
-    return {"stage": result.get("stage", 1) + 1, "flops_train_stages": before + flops_train_total}
+    return columns | {"flops_train_stages": before + flops_train_total}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
+from patchscale.runs.stages import blocked_by, stage_number
 from patchscale.shapes import SHAPES, image_height_width
 
 if TYPE_CHECKING:
@@ -41,6 +42,10 @@ RUN_COLUMNS = (
     "params_pos_embed",
     "flops_forward_per_image",
     "flops_train_total",
+    "stage",
+    "flops_train_stages",
+    "init_run",
+    "last_stage",
     "epochs",
     "steps",
     "images_seen",
@@ -66,14 +71,15 @@ RUN_COLUMNS = (
 
 TEXT_COLUMNS = (
     *("run_id", "study", "status", "failure_kind", "message", "task", "dataset", "model", "architecture"),
-    *("metric_name", "device", "ssd_backend", "pos_embed", "recipe", "eval_protocol", "versions"),
+    *("init_run", "metric_name", "device", "ssd_backend", "pos_embed", "recipe", "eval_protocol", "versions"),
 )
 
 
 def load_runs(path: Path | str) -> "pd.DataFrame":
     """One row per run directory at or below `path`, finished or not; cells are empty where a value is not known yet.
 
-    `status` is the run's state, or "unreadable" if one of its files is damaged: `message` then names the file.
+    `status` is the run's state, or "unreadable" if one of its files is damaged: `message` then names the file; or
+    "blocked" if an earlier stage of it has failed. `last_stage` tells runs that no other one starts from.
     Other folders are passed over. Raises `UserError` if there is no such folder.
     """
     root = Path(path)
@@ -92,8 +98,20 @@ def runs_table(directories: Iterable[Path]) -> "pd.DataFrame":
     for name in (*TEXT_COLUMNS, "path"):
         if name not in table or table[name].isna().all():
             table[name] = pd.Series(None, index=table.index, dtype=object)  # else pandas takes it for numbers
+    table["last_stage"] = _are_last(table)
     extras = [name for name in table.columns if name not in RUN_COLUMNS and name != "path"]
     return table.reindex(columns=[*RUN_COLUMNS, *extras, "path"])
+
+
+def _are_last(table: "pd.DataFrame") -> list[bool]:
+    """Whether no other run of the table, in the same study, starts from the weights of this one."""
+    if "init_run" not in table:
+        return [True] * len(table)
+    started_from = set(zip(table["study"], table["init_run"], strict=True))
+    return [
+        (study, run_id.rpartition("-")[2]) not in started_from
+        for study, run_id in zip(table["study"], table["run_id"], strict=True)
+    ]
 
 
 def find_runs(root: Path) -> list[Path]:
@@ -122,6 +140,13 @@ def _row(run: RunDirectory) -> dict[str, Any]:
     state = status["state"]
     if result is not None and state != "running":
         state = "done"  # the process was killed between writing its result and saying so
+    if result is None and state in ("queued", "interrupted") and known["init_run"] is not None:
+        blocking = blocked_by(run, run.config())
+        if blocking is not None:
+            state, status = (
+                "blocked",
+                {"message": f"waits for {blocking.path.name}, an earlier stage, which has failed"},
+            )
     failure = {"failure_kind": status.get("kind"), "message": status.get("message")} if state != "done" else {}
     return {**known, **place, "status": state, **failure}
 
@@ -141,6 +166,8 @@ def _unfinished(config: RunConfig, run: RunDirectory, status: dict[str, Any]) ->
         "patch_size": model.patch_size,
         "tokens": (height // model.patch_size) * (width // model.patch_size),
         "seed": config.seed,
+        "stage": stage_number(run, config),
+        "init_run": config.training.init_run,
         "pos_embed": model.pos_embed,
         "recipe": config.recipe,
         "settings": config.settings,

@@ -16,6 +16,8 @@ from patchscale.sweeps.study import Study
 
 NOT_RETRIED = ("non_finite",)
 """Kinds of failure that would happen again: the run is a function of its config."""
+NOT_STARTABLE = ("failed", UNREADABLE, "blocked")
+"""States of a run that keep the stage after it from starting."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +30,22 @@ class PlannedRun:
     counts: Counts
     workload: Workload
     state: str
-    """As in `patchscale.runs.record.STATES`, or "unreadable"; queued if it has no directory yet."""
+    """As in `patchscale.runs.record.STATES`, "unreadable" or "blocked"; queued if it has no directory yet."""
     failure_kind: str | None = None
     message: str | None = None
+    former: "PlannedRun | None" = None
+    """The stage before, whose final weights it starts from."""
+
+    @property
+    def stage(self) -> int:
+        """Counted from 1."""
+        return 1 if self.former is None else self.former.stage + 1
+
+    @property
+    def flops_train_stages(self) -> int | None:
+        """`flops_train_total` of all stages up to this one."""
+        before = 0 if self.former is None else self.former.flops_train_stages
+        return None if before is None or self.flops_train_total is None else before + self.flops_train_total
 
     @property
     def flops_train_total(self) -> int | None:
@@ -40,6 +55,8 @@ class PlannedRun:
 
     def is_open(self, *, retry_failed: bool) -> bool:
         """Whether the run is still to be done."""
+        if self.state == "blocked":
+            return self.former is not None and self.former.is_open(retry_failed=retry_failed)
         if self.state == "failed":
             return retry_failed and self.failure_kind not in NOT_RETRIED
         return self.state in ("queued", "interrupted", "running")
@@ -59,6 +76,8 @@ class PlannedRun:
             "flops_forward_per_image": self.counts.flops_forward,
             "images_seen": self.workload.images_seen,
             "flops_train_total": self.flops_train_total,
+            "stage": self.stage,
+            "flops_train_stages": self.flops_train_stages,
             "state": self.state,
             "failure_kind": self.failure_kind,
             "message": self.message,
@@ -74,10 +93,13 @@ def plan_study(study: Study, runs_root: Path) -> list[PlannedRun]:
     for path in (runs_root, folder):
         if path.exists() and not path.is_dir():
             raise UserError(f"{path}: is a file, not a folder of runs; choose another runs root or study name")
-    planned = [_plan(config, RunDirectory(folder / config.run_id)) for config in study.configs]
+    planned: dict[str, PlannedRun] = {}
+    for config in study.configs:
+        run = RunDirectory(folder / config.run_id)
+        planned[config.identity] = _plan(config, run, planned.get(config.training.init_run or ""))
     if study.order == "cheapest-first":
-        planned.sort(key=_price)
-    return planned
+        return sorted(planned.values(), key=_price)
+    return list(planned.values())
 
 
 def totals(planned: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -98,11 +120,13 @@ def _sum(planned: Sequence[PlannedRun]) -> int | None:
 
 
 def _price(item: PlannedRun) -> float:
-    flops = item.flops_train_total
-    return item.counts.flops_train if flops is None else flops
+    """Of all stages, so that a stage comes after the one before."""
+    if item.flops_train_stages is not None:
+        return item.flops_train_stages
+    return item.counts.flops_train + (0 if item.former is None else _price(item.former))
 
 
-def _plan(config: RunConfig, run: RunDirectory) -> PlannedRun:
+def _plan(config: RunConfig, run: RunDirectory, former: PlannedRun | None) -> PlannedRun:
     images = workload(config)
     counts = count(
         config.model.name,
@@ -113,8 +137,17 @@ def _plan(config: RunConfig, run: RunDirectory) -> PlannedRun:
         pos_embed=config.model.pos_embed,
     )
     state, kind, message = _state(run, config)
+    if former is not None and state in ("queued", "interrupted") and former.state in NOT_STARTABLE:
+        state, message = "blocked", f"waits for {former.config.run_id}, an earlier stage, which is {former.state}"
     return PlannedRun(
-        config=config, run=run, counts=counts, workload=images, state=state, failure_kind=kind, message=message
+        config=config,
+        run=run,
+        counts=counts,
+        workload=images,
+        state=state,
+        failure_kind=kind,
+        message=message,
+        former=former,
     )
 
 

@@ -7,8 +7,16 @@
       model: [vit_nano, adventurer_nano]
       patch_size: [14, 7, 4]
       seed: [0, 1]
+    stages:                            # optional: every combination is trained in these stages
+      - {patch_size: 14, training: {epochs: 2}}
+      - {patch_size: 7, training: {epochs: 1}}
     order: cheapest-first              # or: given
     skip_invalid: false                # true leaves out patches that do not divide the image
+
+Each stage is a run of its own that starts from the final weights of the one before, carried to its patch and image
+size; a stage may name a `recipe` of its own. Settings: recipe < base < stage < overrides < grid. Several lists of
+stages may be compared by giving them names: `stages: {coarse-to-fine: [...], from-scratch: [...]}`; stages that they
+begin with in common are trained once.
 
 `grid` may also be a list of such grids; their runs are joined. Names are those of the run's config with dots, such as
 `training.learning_rate`; `model`, `patch_size` and `img_size` are short for `model.name`, `model.patch_size` and
@@ -38,7 +46,7 @@ from patchscale.errors import UserError
 
 Order = Literal["cheapest-first", "given"]
 
-STUDY_KEYS = ("study", "recipe", "base", "grid", "order", "skip_invalid")
+STUDY_KEYS = ("study", "recipe", "base", "grid", "stages", "order", "skip_invalid")
 SHORT_NAMES = {"model": "model.name", "patch_size": "model.patch_size", "img_size": "model.img_size"}
 SHORT = {path: name for name, path in SHORT_NAMES.items()}
 DEFAULT_GRID_PATHS = (*SHORT, "seed")
@@ -46,6 +54,18 @@ DEFAULT_GRID_PATHS = (*SHORT, "seed")
 
 Axes = dict[str, list[Any]]
 """Dotted path of the config -> the values it takes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What one stage has of its own."""
+
+    start: dict[str, Any]
+    """Nested values of its recipe."""
+    settings: dict[str, Any]
+    """By dotted path."""
+    label: str
+    """The name of its list of stages, if it has one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,8 +100,9 @@ def build_study(values: Mapping[str, Any], overrides: Sequence[str] = (), *, sou
     grids = _grids(study.get("grid", {}), problems)
     base: dict[str, Any] = {}
     _merge(base, study.get("base"), problems)
+    forced: dict[str, Any] = {}
     for override in overrides:
-        _apply_override(override, study, base, grids)
+        _apply_override(override, study, forced, grids)
 
     name = _study_name(study.get("study"), problems)
     order = study.get("order", "cheapest-first")
@@ -91,10 +112,11 @@ def build_study(values: Mapping[str, Any], overrides: Sequence[str] = (), *, sou
     if not isinstance(skip_invalid, bool):
         problems.append(f"skip_invalid: true or false (got {skip_invalid!r})")
     start = _recipe_values(study.get("recipe"), problems)
+    stages = _lists_of_stages(study.get("stages"), start, grids, problems)
     if problems:
         raise UserError(f"{source}: " + "; ".join(problems))
 
-    configs, invalid, problems, repeats = _expand(start, base, grids)
+    configs, invalid, problems, repeats = _expand(base, stages, forced, grids)
     if invalid and not skip_invalid:
         problems.append(
             f"the patch does not divide the image in {'; '.join(invalid)}: "
@@ -121,6 +143,42 @@ def _study_name(name: Any, problems: list[str]) -> str:
     elif not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", str(name)):
         problems.append(f"study: {name!r} must be a folder's name of letters, digits, '.', '_' and '-'")
     return str(name)
+
+
+def _lists_of_stages(
+    given: Any, start: dict[str, Any], grids: Sequence[Axes], problems: list[str]
+) -> list[list[Stage]]:
+    """Every list of stages; a study without stages has one of a single stage without settings."""
+    if given is None:
+        return [[Stage(start=start, settings={}, label="")]]
+    lists = given if isinstance(given, dict) else {"": given}
+    if not lists or not all(isinstance(stages, list) and stages for stages in lists.values()):
+        problems.append(f"stages: expected a list of settings, or named lists of them (got {given!r})")
+        return []
+    return [
+        [
+            _stage(stage, f"stages.{name} {number}" if name else f"stages {number}", str(name), start, grids, problems)
+            for number, stage in enumerate(stages, 1)
+        ]
+        for name, stages in lists.items()
+    ]
+
+
+def _stage(
+    given: Any, place: str, label: str, start: dict[str, Any], grids: Sequence[Axes], problems: list[str]
+) -> Stage:
+    settings: dict[str, Any] = {}
+    if isinstance(given, dict) and "recipe" in given:
+        start = _recipe_values(given["recipe"], problems)
+        given = {name: value for name, value in given.items() if name != "recipe"}
+    _merge(settings, given, problems, place=place)
+    for path in settings:
+        if any(path in axes for axes in grids):
+            problems.append(f"{place}.{SHORT.get(path, path)}: is an axis of the grid as well; keep one of them")
+    for path in ("training.init_from", "training.init_run"):
+        if path in settings:
+            problems.append(f"{place}.{path}: a stage starts from the one before; for the first one put it in base")
+    return Stage(start=start, settings=settings, label=label)
 
 
 def _recipe_values(name: Any, problems: list[str]) -> dict[str, Any]:
@@ -164,22 +222,22 @@ def _axes(grid: Any, place: str, problems: list[str]) -> Axes:
     return axes
 
 
-def _merge(base: dict[str, Any], given: Any, problems: list[str]) -> None:
-    """Add nested settings to `base`, a dictionary by dotted path."""
+def _merge(base: dict[str, Any], given: Any, problems: list[str], *, place: str = "base") -> None:
+    """Add nested settings to `base`, a dictionary by dotted path; `place` is what they are called in messages."""
     if given is None:
         return
     if not isinstance(given, dict):
-        problems.append(f"base: expected nested settings (got {given!r})")
+        problems.append(f"{place}: expected nested settings (got {given!r})")
         return
     for path, value in _leaves(given):
         path = SHORT_NAMES.get(path, path)
         if path not in config_paths():
             names = (*SHORT_NAMES, *config_paths())
-            problems.append(f"base.{path}: no such setting of a run{_hint(path, names)}")
+            problems.append(f"{place}.{path}: no such setting of a run{_hint(path, names)}")
         else:
             base[path] = value
     if base.get("training.epochs") is not None and base.get("training.steps") is not None:
-        problems.append("base: give one of training.epochs and training.steps")
+        problems.append(f"{place}: give one of training.epochs and training.steps")
 
 
 def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -190,7 +248,7 @@ def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{key}", value
 
 
-def _apply_override(text: str, study: dict[str, Any], base: dict[str, Any], grids: list[Axes]) -> None:
+def _apply_override(text: str, study: dict[str, Any], forced: dict[str, Any], grids: list[Axes]) -> None:
     name, value = parse_override(text)
     section, _, rest = name.partition(".")
     if section in ("grid", "base") and rest:
@@ -210,37 +268,71 @@ def _apply_override(text: str, study: dict[str, Any], base: dict[str, Any], grid
         for axes in having or grids:
             axes[path] = values
     else:
-        base.pop(_OTHER_DURATION.get(path, ""), None)
-        base[path] = value
+        forced.pop(_OTHER_DURATION.get(path, ""), None)
+        forced[path] = value
 
 
 _OTHER_DURATION = {"training.epochs": "training.steps", "training.steps": "training.epochs"}
 
 
 def _expand(
-    start: dict[str, Any], base: dict[str, Any], grids: Sequence[Axes]
+    base: dict[str, Any], lists: Sequence[Sequence[Stage]], forced: dict[str, Any], grids: Sequence[Axes]
 ) -> tuple[list[RunConfig], list[str], list[str], int]:
-    """Every combination as (configs, combinations whose patch does not divide, other problems, repeats)."""
+    """Every combination as (configs, combinations whose patch does not divide, other problems, repeats).
+
+    A stage comes after the one that it starts from.
+    """
     configs: dict[str, RunConfig] = {}
     invalid: dict[str, None] = {}
     problems: dict[str, None] = {}
     repeats = 0
     for axes in grids:
-        for combination in itertools.product(*axes.values()):
-            values = deepcopy(start)
-            for path, value in (*base.items(), *zip(axes, combination, strict=True)):
-                set_by_path(values, path, value)
-            misfit = _misfit(values)
-            found = [] if misfit else config_problems(values)
-            if misfit:
-                invalid[misfit] = None
-            elif found:
-                problems |= dict.fromkeys(found)
+        for combination, stages in itertools.product(itertools.product(*axes.values()), lists):
+            of_combination: list[RunConfig] = []
+            for stage in stages:
+                values = deepcopy(stage.start)
+                chosen = dict(zip(axes, combination, strict=True))
+                for settings in (base, stage.settings, forced, chosen):
+                    for path, value in settings.items():
+                        set_by_path(values, path, value)
+                misfit = _misfit(values)
+                _start_from(values, of_combination, stage)
+                found = [] if misfit else config_problems(values)
+                if misfit:
+                    invalid[misfit] = None
+                elif found:
+                    problems |= dict.fromkeys(found)
+                if misfit or found:
+                    break
+                of_combination.append(build_config(values))
             else:
-                config = build_config(values)
-                repeats += config.identity in configs
-                configs.setdefault(config.identity, config)
+                repeats += of_combination[-1].identity in configs
+                for config in of_combination:
+                    configs.setdefault(config.identity, config)
     return list(configs.values()), list(invalid), list(problems), repeats
+
+
+def _start_from(values: dict[str, Any], earlier: Sequence[RunConfig], stage: Stage) -> None:
+    """Let a stage start from the one before, if there is one."""
+    if stage.label:
+        values["recipe"] = f"{values.get('recipe', 'custom')} ({stage.label})"
+    if earlier:
+        training = values.setdefault("training", {})
+        if isinstance(training, dict):
+            training.pop("init_from", None)
+            training.pop("init_sha256", None)
+            training |= {"init_run": earlier[-1].identity, "init_settings": _curriculum(earlier[-1], values)}
+
+
+def _curriculum(former: RunConfig, values: Mapping[str, Any]) -> str:
+    """What the stages before have in common along a curve: their settings, and their sizes relative to this stage's."""
+    model, default = values.get("model", {}), RunConfig().model
+    words = [former.settings]
+    for name in ("patch_size", "img_size"):
+        before, now = getattr(former.model, name), model.get(name, getattr(default, name))
+        are_sides = isinstance(before, int) and isinstance(now, int) and now > 0
+        words.append(f"{before / now:.6g}" if are_sides else str(before))
+    return " ".join(words)
 
 
 def _misfit(values: Mapping[str, Any]) -> str | None:

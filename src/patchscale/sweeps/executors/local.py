@@ -10,8 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
@@ -21,6 +20,7 @@ from typing import Any
 
 from patchscale.errors import RunFailed, UserError
 from patchscale.runs.record import RunBusy, RunDirectory
+from patchscale.runs.stages import former_run
 from patchscale.runs.store import UNREADABLE
 from patchscale.sweeps.plan import NOT_RETRIED, PlannedRun
 from patchscale.sweeps.watch import SweepWatcher
@@ -49,23 +49,28 @@ def run_local(
     """Carry out `jobs` in their order, `workers` at a time (default: one per GPU, else one per core).
 
     The CPU cores are divided among the workers, unless OMP_NUM_THREADS is smaller or a config sets
-    `execution.num_threads`. A run that another process holds is left alone. On Ctrl-C or SIGTERM the running ones save
-    their state and stop; then raises `SweepInterrupted`. A second Ctrl-C kills them.
+    `execution.num_threads`. A stage waits for the one before. A run that another process holds is left alone. On Ctrl-C
+    or SIGTERM the running ones save their state and stop; then raises `SweepInterrupted`. A second Ctrl-C kills them.
     """
     gpus = visible_gpus() if any(job.config.execution.device in ("auto", "cuda") for job in jobs) else []
     cores = _available_cores()
     workers = min(workers or len(gpus) or cores, max(1, len(jobs)))
     pool = _Pool(workers=workers, threads=max(1, cores // workers), gpus=gpus, retry_failed=retry_failed)
-    waiting = deque(jobs)
+    waiting = list(jobs)
+    tried: set[str] = set()
     held: list[PlannedRun] = []  # found held by another process; looked at again when the rest is done
     second_look = False
     with _StopRequests(pool) as stop, pool:
         while waiting or pool.running or (held and not second_look):
             if not waiting and not pool.running:
-                waiting, held, second_look = deque(held), [], True
-            while waiting and pool.has_room() and not stop.received:
-                job = waiting.popleft()
-                state, message = current_state(job.run, retry_failed=retry_failed)
+                waiting, held, second_look = held, [], True
+            for job in tuple(waiting):
+                if not pool.has_room() or stop.received:
+                    break
+                state, message = current_stage(job.run, retry_failed=retry_failed, tried=tried)
+                if state == "waits":
+                    continue
+                waiting.remove(job)
                 if state == "running":
                     held.append(job)
                 elif state == "open":
@@ -73,7 +78,12 @@ def run_local(
                     watcher.started(job, workers)
                 else:  # another sweep has carried it out since it was planned
                     watcher.ended(job, state, message)
+            if (
+                waiting and not pool.running and not stop.received and pool.has_room()
+            ):  # they wait for runs held elsewhere
+                held, waiting = [*held, *waiting], []
             for job, exit_code in pool.ended(timeout_s=LOOK_EVERY_S):
+                tried.add(job.config.run_id)
                 if exit_code == BUSY:
                     held.append(job)
                 else:
@@ -100,6 +110,26 @@ def current_state(run: RunDirectory, *, retry_failed: bool) -> tuple[str, str]:
     if state == "failed" and retry_failed and status.get("kind") not in NOT_RETRIED:
         state = "open"
     return state, message
+
+
+def current_stage(run: RunDirectory, *, retry_failed: bool, tried: Collection[str] = ()) -> tuple[str, str]:
+    """`current_state` of a run that may go on from a former one: it "waits" for it, or is "blocked" if it has failed.
+
+    Runs in `tried` are not retried again.
+    """
+    state, message = current_state(run, retry_failed=retry_failed and run.path.name not in tried)
+    if state != "open":
+        return state, message
+    try:
+        former = former_run(run, run.config()) if run.config_path.exists() else None
+        if former is None or former.result() is not None:
+            return state, message
+        before = current_stage(former, retry_failed=retry_failed, tried=tried)[0]
+    except UserError as error:
+        return "blocked", str(error)
+    if before in ("open", "running", "waits"):
+        return "waits", f"for {former.path.name}"
+    return "blocked", f"waits for {former.path.name}, an earlier stage, which is {before}"
 
 
 def settle(run: RunDirectory, exit_code: int, *, stopping: bool) -> tuple[str, str]:
