@@ -122,6 +122,9 @@ def test_the_forms_are_listed():
         ([*FOUNDING, "--form", "additive", "--draws", "1000000000"], "draws=1000000000 are too many, above 100000"),
         ([*FOUNDING, "--form", "additive", "--seed", "-1"], "seed=-1 is negative"),
         ([*FOUNDING, "--compare", "--seed", "-1"], "seed=-1 is negative"),
+        ([*FOUNDING, "--forms", "additive"], "forms are compared with --compare; one is named by --form; leave out"),
+        ([*FOUNDING, "--models", "vit_base", "--device", "a100"], "leave out --models and --device"),
+        ([*FOUNDING, "--compare", "--predict", "4"], "only a fit predicts; leave out --predict"),
         ([*FOUNDING, "--predict", "4,nan"], "patch sizes are positive numbers of pixels"),
         ([*FOUNDING, "--predict", "9" * 400], "patch sizes are positive numbers of pixels"),
         (

@@ -168,8 +168,23 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
         ([*TABLE, "--budget", "infer_flops=1e12", "--images-seen", "1e300"], "1e+300 is not a positive number below"),
         ([*TABLE, "--budget", "infer_flops=1e12", "--patch-size", NINES], "is not a positive whole number of up to 18"),
         ([*TABLE, "--budget", "infer_flops=1e12", "--img-size", "nan"], "'nan' is not a positive whole number"),
-        ([*TABLE, "--budget", "infer_flops=1e12", "--merge-factor", "2"], "--merge-factor is for vision-language"),
-        ([*TABLE, "--budget", "infer_flops=1e12", "--visual-tokens", "2"], "--visual-tokens is for vision-language"),
+        (
+            [*TABLE, "--budget", "infer_flops=1e12", "--merge-factor", "2"],
+            "--llm; leave out --merge-factor",
+        ),
+        (
+            [*TABLE, "--budget", "infer_flops=1e12", "--visual-tokens", "2"],
+            "--llm; leave out --visual-tokens",
+        ),
+        (
+            [*TABLE, "--budget", "train_flops=1e18", "--schedule", "--model", "vit_base", "--device", "a100"],
+            "--schedule follows from the checkpoints of the table alone; leave out --model and --device",
+        ),
+        ([*VLM, "--budget", "infer_flops=1e12", "--images-seen", "1e8"], "no training; leave out --images-seen"),
+        (
+            [*VLM, "--vlm", "qwen2.5-vl-7b", "--visual-tokens", "4", "--budget", "infer_flops=1e13"],
+            "tokens of their own; leave out --visual-tokens",
+        ),
         ([*VLM, "--budget", "infer_flops=1e12", "--llm", "7B=nan"], "llms: nan is not a positive number"),
         ([*VLM, "--vlm", "qwen2.5-vl-8b", "--img-size", "224", "--budget", "infer_flops=1e13"], "did you mean"),
         ([*VLM, "--vlm", "qwen2.5-vl-7b", "--budget", "infer_flops=1e13"], "no img_sizes"),

@@ -88,6 +88,7 @@ def fit(
     """
     import sys
 
+    from patchscale.cli.ignored import refuse_ignored
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
@@ -110,7 +111,21 @@ def fit(
         "noise": noise or None,
         "allow_mixed": allow_mixed,
     }
+    if not compare:
+        refuse_ignored("forms are compared with --compare; one is named by --form", {"--forms": forms})
+    if not design:
+        grid_options = {
+            "--models": models,
+            "--img-sizes": img_sizes,
+            "--patch-sizes": patch_sizes,
+            "--images-seen": images_seen,
+            "--device": device,
+            "--fixed": fixed,
+            "--candidates": candidates,
+        }
+        refuse_ignored("these options are of the runs that --design proposes", grid_options)
     if compare or design:
+        refuse_ignored("only a fit predicts", {"--predict": predict})
         if by:
             raise UserError("--by does not go with --compare or --design: choose one part with --where")
         if compare and design:

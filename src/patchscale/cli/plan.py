@@ -79,6 +79,7 @@ def plan(
     visual_tokens, params_total; with --vlm infer_flops, latency_s (to the first token) and peak_memory_bytes are those
     of a request, and kv_cache_bytes is known. FLOPs are 2 x MACs.
     """
+    from patchscale.cli.ignored import refuse_ignored
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
@@ -90,11 +91,25 @@ def plan(
 
     if not source:
         raise UserError("nothing to plan from: give a folder of runs, published:NAME, or a CSV file")
+    spaces = {
+        "--model": model,
+        "--img-size": img_size,
+        "--patch-size": patch_size,
+        "--images-seen": images_seen,
+        "--vlm": vlm,
+        "--llm": llm,
+        "--visual-tokens": visual_tokens,
+        "--merge-factor": merge_factor,
+        "--fixed": fixed,
+    }
+    laws = {"--groups": groups, "--factors": factors, "--allow-mixed": allow_mixed}
+    prices = {"--device": device, "--batch-size": batch_size, "--rank-by": rank_by}
     limits = _budgets(budget or [])
     _refuse_page(report)
     table = select_rows(load_table(source), where or [])
     target = target or ("error" if "metric" in table and table["metric"].notna().any() else "loss")
     if schedule:
+        refuse_ignored("--schedule follows from the checkpoints of the table alone", spaces | laws | prices)
         _schedule(table, limits, target, report, source, json=json)
         return
     # what could be built first: a mistake in it should not wait for the fit
@@ -103,6 +118,10 @@ def plan(
     constants: dict[str, Any] = dict(_pair("--fixed", text, "architecture=vit") for text in fixed or [])
     space: Space | VisionLanguageSpace
     if llm or vlm or any(axis.column == "llm_params" for axis in law.axes):
+        refuse_ignored("requests to vision-language models are planned, no training", {"--images-seen": images_seen})
+        if vlm:
+            images = {"--visual-tokens": visual_tokens, "--model": model}
+            refuse_ignored("--vlm names whole models, with encoder and tokens of their own", images)
         sides = {"img_size": img_size, "patch_size": patch_size, "merge_factor": merge_factor}
         if vlm:
             space = _named_vision_language(vlm, llm or [], sides, text_tokens, constants)
@@ -110,11 +129,8 @@ def plan(
             space = _vision_language(table, llm or [], visual_tokens, model, sides, text_tokens, constants)
         pricing: dict[str, Any] = {"device": device or None, "batch_size": batch_size or 1}
     else:
-        for option, given in (("--visual-tokens", visual_tokens), ("--merge-factor", merge_factor)):
-            if given:
-                raise UserError(
-                    f"{option} is for vision-language models; give them with --vlm or --llm, or leave it out"
-                )
+        tokens = {"--visual-tokens": visual_tokens, "--merge-factor": merge_factor}
+        refuse_ignored("these options are for vision-language models, given with --vlm or --llm", tokens)
         space = _vision(table, model, img_size, patch_size, images_seen, constants)
         pricing = {"device": device or None, "batch_size": batch_size or 64}
     fit = fit_law(
