@@ -16,7 +16,11 @@ def reference() -> str:
     """The help of every verb, as one Markdown page."""
     group: Any = typer.main.get_command(app)  # typer brings its own click, which has no public name
     parts = [HEADER]
+    commands: dict[str, Any] = {}
     for name, command in group.commands.items():
+        inner = getattr(command, "commands", None)
+        commands |= {f"{name} {verb}": part for verb, part in inner.items()} if inner else {name: command}
+    for name, command in commands.items():
         parts.append(f"## patchscale {name}\n\n{_description(command)}\n\n{_parameters(command)}")
     return "\n".join(parts)
 

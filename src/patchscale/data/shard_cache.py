@@ -8,6 +8,8 @@ and the other waits. No torch.
 import errno
 import fcntl
 import hashlib
+import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib.util import find_spec
@@ -44,7 +46,8 @@ class ShardCache:
         while True:
             with suppress(FileNotFoundError):
                 file = path.open("rb")
-                path.touch()  # used last
+                now = time.time_ns()
+                os.utime(file.fileno(), ns=(now, now))  # used last
                 return file
             self._fetch(path, url, sha256, size_bytes)
 
@@ -150,6 +153,10 @@ def read_url(url: str) -> Iterator[bytes]:
         words = _CURL.get(status) if scheme != "pipe" and status is not None else None
         words = words or (f"its reader ended with {status}" if status is not None else str(error))
         raise UserError(f"{url}: cannot be fetched ({words}); check the address and the connection") from None
+    finally:
+        if stream is not None:
+            with suppress(OSError):
+                stream.close()
 
 
 def require_webdataset() -> None:

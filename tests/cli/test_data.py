@@ -1,0 +1,163 @@
+"""`patchscale data` on real folders, shards and tables."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+def write_folder(root, count=6, size=(24, 20), seed=0):
+    generator = np.random.default_rng(seed)
+    for name in ("cat", "dog"):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)).save(root / name / f"{number}.png")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_folder(tmp_path / "photos/train")
+    write_folder(tmp_path / "photos/val", 2, (40, 30), seed=1)
+    return tmp_path / "photos"
+
+
+def test_shard_then_check_then_shard_again(call, folder):
+    code, out, err = call("data", "shard", "photos", "shards", "--shard-mib", "0.01")
+    assert code == 0, err
+    assert "16 images of 2 classes in" in out
+    assert "(0 kept from before)" in out
+    assert "patchscale train data.name=shards data.root=shards" in out
+    assert "sharding: 16 of 16 images" in err
+    code, out, _ = call("data", "shard", "photos", "shards", "--shard-mib", "0.01", "--json")
+    written = json.loads(out)
+    assert code == 0
+    assert written["kept"] == written["shards"] > 2
+    for workers in (1, 2):
+        code, out, err = call("data", "check", "shards", "--json", "--num-workers", workers)
+        assert code == 0, err
+        checked = json.loads(out)
+        assert checked["kind"] == "shards"
+        assert checked["images"] == {"train": 12, "val": 4}
+        assert checked["class_counts"]["train"] == {"cat": 6, "dog": 6}
+        assert checked["size_px"] == {"smallest": [20, 24], "median": [20, 24], "largest": [30, 40]}
+        assert checked["modes"] == {"RGB": 16}
+        assert checked["formats"] == {"PNG": 16}
+        assert checked["shards"] == checked["shards_verified"] == written["shards"]
+        assert checked["wrong"] == []
+        sizes = [path.stat().st_size for path in folder.rglob("*.png")]
+        assert checked["size_bytes"]["total"] == sum(sizes)
+        assert checked["size_bytes"]["largest"] == max(sizes)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_all_that_is_wrong_is_listed(call, folder, workers):
+    (folder / "train/cat/0.png").write_bytes(b"hello")
+    whole = (folder / "train/dog/1.png").read_bytes()
+    (folder / "train/dog/1.png").write_bytes(whole[:-300])
+    Image.fromarray(np.full((4, 4), 40_000, np.uint16)).save(folder / "train/dog/2.png")
+    shutil.copy(folder / "train/cat/3.png", folder / "val/cat/leak.png")
+    shutil.copy(folder / "train/cat/4.png", folder / "train/cat/twin.png")
+    Image.new("L", (3, 3)).save(folder / "train/cat/small.png")
+    code, out, err = call("data", "check", "photos", "--num-workers", workers)
+    assert code == 1
+    lines = [line for line in err.splitlines() if not line.startswith("checking:")]
+    expected = [
+        "train/cat/0.png: cannot be dec",
+        "dog/1.png: cannot be decoded",
+        "dog/2.png: I;16",
+        "leak.png: the same",
+    ]
+    assert len(lines) == len(expected)
+    assert all(words in line for words, line in zip(expected, lines, strict=True))
+    assert "photos/train/cat/3.png, which is in train" in lines[3]
+    told = dict(line.split("\t") for line in out.splitlines())
+    assert told["wrong"] == "4"
+    assert told["duplicates within a part"] == "1"
+    assert told["smallest picture"] == "3 x 3 px"
+    assert told["train"] == "14 images of 2 classes, 6 to 8 each"
+    assert "L 1" in told["modes"]
+
+
+def test_damaged_shards_fail_their_checksum(call, folder):
+    call("data", "shard", "photos", "shards")
+    shard = next(iter(sorted((folder.parent / "shards").glob("train-*.tar"))))
+    content = bytearray(shard.read_bytes())
+    content[-1] = 1  # after the last picture
+    shard.write_bytes(content)
+    code, out, _ = call("data", "check", "shards", "--json")
+    assert code == 1
+    checked = json.loads(out)
+    assert checked["shards_verified"] == checked["shards"] - 1
+    assert [line for line in checked["wrong"] if "train-000000.tar: sha256 is" in line] == checked["wrong"]
+
+
+def test_a_hugging_face_data_set(call, folder):
+    datasets = pytest.importorskip("datasets")
+    loaded = datasets.load_dataset("imagefolder", data_dir=str(folder), cache_dir=str(folder.parent / "cache"))
+    loaded.save_to_disk("saved")
+    code, out, err = call("data", "check", "saved", "--json")
+    assert code == 0, err
+    checked = json.loads(out)
+    assert (checked["kind"], checked["images"]) == ("hf_dataset", {"train": 12, "val": 4})
+    assert checked["class_counts"]["val"] == {"cat": 2, "dog": 2}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("check", "nowhere"), "nowhere: no such folder; name the folder of a data set, or shards"),
+        (("check", "photos", "--kind", "tables"), "--kind 'tables': choose image_folder, shards, hf_dataset"),
+        (("check", "photos", "--num-workers", "0"), "--num-workers 0: at least 1 is needed"),
+        (("shard", "nowhere", "shards"), "nowhere: no such folder"),
+        (("shard", "photos", "shards", "--shard-mib", "0"), "--shard-mib 0: a shard needs a size above 0 MiB"),
+        (("shard", "photos", "photos/train/cat/0.png"), "0.png: is a file; name a folder for the shards"),
+    ],
+)
+def test_mistakes_are_one_line(call, folder, arguments, message):
+    code, _, err = call("data", *arguments)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_ctrl_c_ends_a_check_quietly(tmp_path):
+    write_folder(tmp_path / "photos", 400, (300, 300))
+    command = [sys.executable, "-m", "patchscale", "data", "check", "photos", "--num-workers", "2"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    assert process.stderr is not None
+    process.stderr.readline()  # the first tenth is done
+    os.killpg(process.pid, signal.SIGINT)
+    err = process.stderr.read()
+    assert process.wait(timeout=60) == 130
+    assert "Traceback" not in err
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:  # the checking processes are gone, too
+        try:
+            os.killpg(process.pid, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    pytest.fail("a checking process lives on")
+
+
+def test_it_needs_no_torch(tmp_path, folder):
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'timm', 'torchvision', 'transformers'): sys.modules[name] = None\n"
+        "from patchscale.cli.app import main\n"
+        "main()"
+    )
+    for arguments in (["--help"], ["shard", "--help"], ["shard", "photos", "shards"], ["check", "shards"]):
+        done = subprocess.run(
+            [sys.executable, "-c", code, "data", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
