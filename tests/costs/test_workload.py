@@ -5,6 +5,7 @@ from PIL import Image
 from patchscale.config import build_config
 from patchscale.costs.workload import workload
 from patchscale.data.datasets import load_splits
+from patchscale.data.shard_writer import write_shards
 from patchscale.data.named import DEBIAN_FASHION_MNIST
 
 
@@ -40,3 +41,7 @@ def test_a_folder_is_counted(tmp_path):
     found = workload(config)
     assert found.train_images == len(load_splits(config).train)
     assert found.num_classes == 2
+    write_shards(tmp_path, tmp_path / "shards", shard_bytes=1000)
+    assert workload(build_config({"data": {"name": "shards", "root": str(tmp_path / "shards")}})) == found
+    elsewhere = build_config({"data": {"name": "shards", "root": "http://127.0.0.1:9/shards"}})
+    assert workload(elsewhere).train_images is None

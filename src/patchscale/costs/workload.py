@@ -1,5 +1,6 @@
 """How many images a run looks at, and how many classes they have, before it starts. No torch; no image is opened."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -68,11 +69,11 @@ def published_images(text: str) -> int:
 
 
 def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
-    """(training images, classes) of a folder; (None, classes if the config says) if it is not on this machine."""
-    assert data.name in FOLDER_DATASETS
+    """(training images, classes) of a folder, or of shards with an index; (None, classes if the config says) if it is
+    not on this machine, or cannot be counted without reading it."""
     assert data.root is not None
     root = Path(data.root).expanduser()
-    if not root.is_dir():
+    if not root.is_dir() or (data.name not in FOLDER_DATASETS and not (root / "index.json").is_file()):
         return None, data.num_classes
     try:
         train_images, classes = _list_folder(data.name, root, data.val_fraction, data.split_seed)
@@ -84,11 +85,18 @@ def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
 @cache
 def _list_folder(kind: str, root: Path, val_fraction: float, split_seed: int) -> tuple[int, int | None]:
     from patchscale.data.folders import divide, list_image_folder, list_mask_folder
+    from patchscale.data.listing import PictureList
+    from patchscale.data.shard_cache import ShardCache
+    from patchscale.data.shards import list_shards
 
     classes: int | None = None
+    parts: Mapping[str, PictureList]
     if kind == "image_folder":
         parts, class_names, _ = list_image_folder(root)
         classes = len(class_names)
+    elif kind == "shards":
+        listed = list_shards(str(root), ShardCache(root))  # with an index nothing is cached
+        parts, classes = listed.parts, len(listed.class_names)
     else:
         parts, _ = list_mask_folder(root)
     division = divide({part: files.labels for part, files in parts.items()}, val_fraction, split_seed)
