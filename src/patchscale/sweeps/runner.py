@@ -32,8 +32,8 @@ def run_study(
     """Carry out every run of `study` that is not finished; return one row per run, as `load_runs` does.
 
     Finished runs are skipped, interrupted ones resumed. Failed ones are left unless `retry_failed`; those that became
-    non-finite are left always, as they would again. A run that fails does not stop the others: see column `status`.
-    Raises `UserError` if torch is missing or a model is unknown, before anything starts, and
+    non-finite are left always, as they would again; stages that would go on from them are "blocked". A run that fails
+    does not stop the others: see column `status`. Raises `UserError` if torch is missing or a model is unknown, before anything starts, and
     `patchscale.sweeps.executors.local.SweepInterrupted` (a KeyboardInterrupt) after Ctrl-C.
     """
     if executor not in EXECUTORS:
@@ -45,6 +45,9 @@ def run_study(
     planned = plan_study(study, runs_root)
     todo = [item for item in planned if item.is_open(retry_failed=retry_failed)]
     watcher.planned(planned, todo)
+    for item in planned:
+        if item.state == "blocked" and item not in todo:  # it has a place, so that the table can tell of it
+            _prepare(item, study.name, runs_root)
     if todo:
         require_training_half()
         _refuse_missing_folders(todo)
