@@ -33,8 +33,8 @@ def run_study(
 
     Finished runs are skipped, interrupted ones resumed. Failed ones are left unless `retry_failed`; those that became
     non-finite are left always, as they would again; stages that would go on from them are "blocked". A run that fails
-    does not stop the others: see column `status`. Raises `UserError` if torch is missing or a model is unknown, before anything starts, and
-    `patchscale.sweeps.executors.local.SweepInterrupted` (a KeyboardInterrupt) after Ctrl-C.
+    does not stop the others: see column `status`. Raises `UserError` if torch is missing or a model is unknown, before
+    anything starts, and `patchscale.sweeps.executors.local.SweepInterrupted` (a KeyboardInterrupt) after Ctrl-C.
     """
     if executor not in EXECUTORS:
         raise UserError(f"executor {executor!r}: no such executor; choose one of {', '.join(EXECUTORS)}")
