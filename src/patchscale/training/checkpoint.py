@@ -146,11 +146,10 @@ class Checkpoints:
         try:
             on_rank_0(lambda: _make_anew(temporary))
             files = write_tensors(temporary, tensors)
-            on_rank_0(lambda: _publish(temporary, path, manifest | {"files": files}))
+            on_rank_0(lambda: self._publish(temporary, path, manifest | {"files": files}))
         except OSError as error:
             message = on_rank_0(partial(self._give_up, temporary, step, tensors, error))
             raise RunFailed("storage", message) from error
-        on_rank_0(lambda: self._prune(path))
 
     def load(self, state: TrainingState) -> bool:
         """Continue `state` from the newest whole checkpoint, of any number of processes; False if there is none.
@@ -210,6 +209,17 @@ class Checkpoints:
                 losses[path] = _read_manifest(path)["loss"]
         losses = {path: loss for path, loss in losses.items() if loss is not None}
         return min(losses, key=lambda path: losses[path], default=None)
+
+    def _publish(self, temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
+        """Seal a written checkpoint with its manifest, give it its name, and then remove others."""
+        text = json.dumps(manifest)
+        write_text(temporary / MANIFEST, json.dumps({"crc32": zlib.crc32(text.encode()), "manifest": text}) + "\n")
+        flush(temporary)
+        if path.exists():  # a damaged one, passed over: this run would have gone on from a whole one
+            _remove(path)
+        temporary.rename(path)
+        flush(self.folder)
+        self._prune(path)
 
     def _prune(self, newest: Path) -> None:
         """Remove what need not be kept, now that `newest` is written; later steps are damaged ones, passed over."""
@@ -290,17 +300,6 @@ def _with_tuples(group: dict[str, Any]) -> dict[str, Any]:
 def _make_anew(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-
-
-def _publish(temporary: Path, path: Path, manifest: dict[str, Any]) -> None:
-    """Seal a written checkpoint with its manifest, and give it its name."""
-    text = json.dumps(manifest)
-    write_text(temporary / MANIFEST, json.dumps({"crc32": zlib.crc32(text.encode()), "manifest": text}) + "\n")
-    flush(temporary)
-    if path.exists():  # a damaged one, passed over: this run would have gone on from a whole one
-        _remove(path)
-    temporary.rename(path)
-    flush(path.parent)
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
