@@ -99,7 +99,7 @@ class DataConfig:
     num_classes: int | None = Field(default=None, ge=2)
     """`mask_folder` only: number of classes of the label maps; 255 is ignored."""
     eval_crop_ratio: float | None = Field(default=None, gt=0, le=1)
-    """`image_folder` only: the centre crop's share of the resized picture in evaluation. Default: 0.875 up to 224 px,
+    """Pictures of any size: the centre crop's share of the resized picture in evaluation. Default: 0.875 up to 224 px,
     1 above, the same for every patch size. (The paper's code used 1 for patches below 16; see docs/data.md.)"""
     augment: Literal["none", "flip", "crop", "rand_augment", "three_augment"] = "flip"
     """Training augmentation; see `patchscale.data.transforms`."""
