@@ -167,6 +167,26 @@ def test_two_processes_train_as_one(make_run, on_ranks, masks):
     assert (expected["vit"].result()["world_size"], expected["vit"].result()["parallel"]) == (1, None)
 
 
+@pytest.mark.slow
+def test_two_processes_share_every_image(make_run, on_ranks):
+    """Each has a part of its tokens; in float64, with weights whole on each and sharded."""
+    settings = (*CLASSIFICATION, "model.patch_size=4", "training.steps=4")
+    names, runs = ("vit_test", "adventurer_test"), {}
+    for name in names:
+        for parallel in PARALLEL:
+            more = (f"model.name={name}", f"execution.parallel={parallel}", "execution.sequence_parallel=2")
+            runs[name, parallel] = make_run(*settings, *more, study=parallel)
+    import training_on_ranks
+
+    on_ranks(2, *[("train_in_float64", run) for run in runs.values()])
+    for name in names:
+        one = make_run(*settings, f"model.name={name}", study="one")
+        training_on_ranks.train_in_float64(one.path)
+        for parallel in PARALLEL:
+            compare(one, runs[name, parallel], 2e-7, weights=1e-9)
+            assert runs[name, parallel].read_json("environment.json")["memory"]["batch_size"] == 10
+
+
 def test_three_processes_share_unevenly_in_float32(make_run, on_ranks, masks):
     """Batches of 10: 4, 4 and 2 images in pairs, else 3, 3 and 4. Weights of little effect drift; losses do not."""
     sets = {"vit": CLASSIFICATION, "masks": (*masks, "execution.log_every_steps=1", "model.name=adventurer_test")}

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from typing import Any
 
@@ -37,6 +37,9 @@ class Ranks:
     """Number among the processes of this machine."""
     local_size: int = 1
     mesh: DeviceMesh | None = None
+    """Dimensions "dp" and "sp"."""
+    everyone: DeviceMesh | None = None
+    """The same ranks in a row."""
     watch: Watch = field(default_factory=Watch)
 
     @property
@@ -48,6 +51,11 @@ class Ranks:
     def groups(self) -> int:
         """In how many parts a batch is divided."""
         return 1 if self.mesh is None else self.mesh["dp"].size()
+
+    @property
+    def sharing(self) -> int:
+        """How many ranks share an image."""
+        return self.size // self.groups
 
     @property
     def group(self) -> int:
@@ -217,4 +225,5 @@ def _join(watch: StoreWatch, execution: ExecutionConfig) -> Ranks:
     )
     mesh = init_device_mesh(device.type, (watch.size // share, share), mesh_dim_names=("dp", "sp"))
     watch.moved("joined")
-    return Ranks(rank=watch.rank, size=watch.size, local_rank=local_rank, local_size=local_size, mesh=mesh, watch=watch)
+    everyone = init_device_mesh(device.type, (watch.size,))
+    return replace(ranks, mesh=mesh, everyone=everyone)

@@ -61,7 +61,7 @@ def merged(meter: Meter, task: Task, ranks: Ranks) -> Meter:
     counted = {name: value.cpu() if isinstance(value, Tensor) else value for name, value in vars(meter).items()}
     total = task.new_meter()
     for rank, values in enumerate(on_every_rank(lambda: counted)):
-        if rank % (ranks.size // ranks.groups) == 0:  # ranks that share images have counted the same
+        if rank % ranks.sharing == 0:  # ranks that share images have counted the same
             other = task.new_meter()
             vars(other).update(values)
             total.merge(other)

@@ -241,16 +241,17 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micr
     ((images, targets),) = setup.batches(range(step, step + 1), num_workers=0)
     images, targets = setup.mix(step, images, targets)
     first = None
-    # Compiled code has no modules to look at; of sharded weights no rank has enough to look at its own images.
-    parts = [] if isinstance(setup.task, FSDPModule) else micro_batches(len(images), micro_batch_size)
+    # Compiled code has no modules to look at. Where ranks need each other none can look at its own images.
+    alone = setup.ranks.sharing == 1 and not isinstance(setup.task, FSDPModule)
+    parts = micro_batches(len(images), micro_batch_size) if alone else []
     with torch.compiler.set_stance("force_eager") if setup.config.execution.compile else nullcontext():
         for rows in parts:
             with setup.batch_rows(rows.start, images):
                 part = images[rows], targets[rows]
                 first = first or first_non_finite(setup.task, part[0], partial(setup.loss, step, *part))
     first = next((found for found in on_every_rank(lambda: first) if found), None)
-    if isinstance(setup.task, FSDPModule):
-        first = "not looked for with execution.parallel=fsdp"
+    if not alone:
+        first = "not looked for with execution.parallel=fsdp or execution.sequence_parallel"
     first = first or "none when the step is repeated; a norm overflowed, or the device does not repeat itself exactly"
     what = "gradient" if math.isfinite(loss) else f"loss ({loss})"
     return NonFinite(

@@ -111,14 +111,15 @@ def plan_memory(
 
 
 def _sharded_away(estimate: Memory, execution: ExecutionConfig, ranks: Ranks) -> int:
-    """Bytes that other ranks hold: under FSDP their shares of optimizer state and moving average.
+    """Bytes that other ranks hold: of an image they share activations, under FSDP optimizer state and moving average.
 
     Their shares of weights and gradients are left in, which is too much for a model of many blocks: the blocks at work
     are whole on every rank.
     """
-    if execution.parallel == "ddp":
-        return 0
-    return (estimate.optimizer + estimate.ema) * (ranks.groups - 1) // ranks.groups
+    away = estimate.activations * (ranks.sharing - 1) // ranks.sharing
+    if execution.parallel == "fsdp":
+        away += (estimate.optimizer + estimate.ema) * (ranks.size - 1) // ranks.size
+    return away
 
 
 def _in_order(

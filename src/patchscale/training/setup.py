@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
-from patchscale.config import RunConfig, TrainingConfig
+from patchscale.config import ExecutionConfig, RunConfig, TrainingConfig
 from patchscale.costs.counts import Counts, count
 from patchscale.data.datasets import Splits, TrainSplit, load_splits
 from patchscale.data.seeding import seeded
@@ -101,7 +101,8 @@ class Setup:
                 if not whole:
                     counted = self.task.loss_terms(targets[rows]).to(loss) if number > idle else 0.0
                     loss = loss * (counted / terms)
-                loss.backward()
+                # Ranks that share images have the same loss, and their gradients are added up too.
+                loss.backward(None if self.ranks.sharing == 1 else torch.full_like(loss, 1 / self.ranks.sharing))
             losses.append(loss.detach())
         return self.ranks.sum(torch.stack(losses).sum())
 
@@ -156,6 +157,8 @@ def set_up(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Set
     task = _drawn(config, splits).train()
     if ranks.size > 1 and (reason := needs_whole_batch(task.backbone)):
         raise UserError(f"model {config.model.name!r} needs its whole batch in one pass ({reason}): use one process")
+    if ranks.sharing > 1:
+        _share_images(task, ranks, execution)
     if isinstance(task.backbone, Adventurer):
         task.backbone.set_ssd_backend(config.execution.ssd_backend)
         # Refused now, if it cannot run here.
@@ -192,6 +195,16 @@ def set_up(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Set
         rows=rows[ranks.group],
         most_rows=max(len(part) for part in rows),
     )
+
+
+def _share_images(task: Task, ranks: Ranks, execution: ExecutionConfig) -> None:
+    """Divide the tokens of every image over the ranks of a group, in place."""
+    from patchscale.models.sequence_parallel import shard_sequence
+
+    if execution.compile:
+        raise UserError("execution.compile does not go with execution.sequence_parallel; leave out one of them")
+    assert ranks.mesh is not None
+    shard_sequence(task.backbone, ranks.mesh["sp"].get_group())
 
 
 def _drawn(config: RunConfig, splits: Splits) -> Task:

@@ -45,12 +45,11 @@ def train_together(
         together = DistributedDataParallel(
             task,
             device_ids=[device.index] if device.type == "cuda" else None,
-            process_group=ranks.mesh["dp"].get_group(),
             broadcast_buffers=False,
             gradient_as_bucket_view=True,
             find_unused_parameters=True,
         )
-    together.register_comm_hook(ranks.mesh["dp"].get_group(), _sum_gradients)
+    together.register_comm_hook(None, _sum_gradients)
     return together
 
 
@@ -91,16 +90,14 @@ def fill(model: nn.Module, state: dict[str, Tensor]) -> None:
 
 
 def _shard(model: nn.Module, ranks: Ranks) -> None:
-    assert ranks.mesh is not None
-    mesh = ranks.mesh["dp"]
     blocks = getattr(model.backbone, "blocks", None) or getattr(model.backbone, "layers", ())
     for module in [*blocks, model]:  # type: ignore[misc]
-        fully_shard(module, mesh=mesh)
+        fully_shard(module, mesh=ranks.everyone)
         assert isinstance(module, FSDPModule)
         module.set_gradient_divide_factor(1.0)
         module.set_force_sum_reduction_for_comms(True)
 
 
-def _sum_gradients(group: dist.ProcessGroup, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    work = dist.all_reduce(bucket.buffer(), group=group, async_op=True)
+def _sum_gradients(state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
     return work.get_future().then(lambda future: future.value()[0])
