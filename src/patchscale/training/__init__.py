@@ -10,6 +10,10 @@ collective.py  what one process does or meets, all of them know
 evaluate.py    one pass over a split; rebuilding a trained run
 diagnose.py    the first tensor that stopped being finite
 failures.py    how an attempt ended, in status.json
+distributed.py the processes of a run, and which rows of a batch each has
+sharding.py    DDP and FSDP2: gradients summed, whole weights of shares
+watch.py       ranks that hang or die; who tells of an error
+bystander.py   what ranks other than 0 write: nothing
 interrupt.py   Ctrl-C and SIGTERM: finish the step, save, stop
 journal.py     metrics.jsonl, log.txt and whoever watches
 compilation.py torch.compile of the backbone, in place
