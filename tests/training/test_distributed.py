@@ -1,8 +1,11 @@
 """Several processes train what one trains: the same global batches, losses, gradients and weights, to rounding."""
 
 import os
+import shutil
 import signal
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -246,3 +249,82 @@ def test_a_rank_that_dies_ends_the_others(make_run, on_ranks):
     status = run.status()
     assert (status["state"], status["kind"]) == ("failed", "crash")
     assert f"rank 1 ({socket.gethostname()}, process {processes[1].pid}) died" in status["message"]
+
+
+def torchrun(*arguments, **options):
+    """`patchscale train` in two processes of torchrun."""
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launch, "-m", "patchscale", "train", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options)
+
+
+def test_an_error_of_one_rank_is_told_once_and_ends_all(make_run):
+    """Rank 0 alone asks for the lock, and is refused."""
+    run = make_run()
+    with run.lock():
+        process = torchrun("--run-dir", run.path)
+        output, errors = process.communicate(timeout=100)
+    assert process.returncode == 1  # torchrun's, whatever its processes end with
+    assert not output
+    assert errors.count("error: ") == 1
+    assert f"error: {run.path}: another process is running this run; wait for it" in errors
+    assert "exitcode  : 2 " in errors
+    assert run.status()["state"] == "queued"
+
+
+@pytest.mark.slow
+def test_an_error_of_all_ranks_is_told_once(tmp_path):
+    process = torchrun("training.steps=0", "--runs-root", tmp_path)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    assert errors.count("error: ") == 1
+    assert "error: settings: training.steps: " in errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("whom", ["torchrun", "one rank"])
+def test_asked_to_stop_all_save_and_go_on_later(make_run, whom):
+    settings = (*CLASSIFICATION, "training.steps=300", "execution.checkpoint_every_s=1000")
+    run = make_run(*settings)
+    process = torchrun("--run-dir", run.path)
+    wait_until(lambda: run.metrics_path.exists() and len(metrics(run)) >= 3, timeout_s=100)
+    rank_1 = run.read_json("environment.json")["attempts"][0]["ranks"][1]["pid"]
+    os.kill(process.pid if whom == "torchrun" else rank_1, signal.SIGTERM)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode == 1
+    status = run.status()
+    assert status["state"] == "interrupted"
+    assert errors.count(f"stopped at step {status['step']} of 300, saved") == 1
+    assert [path.name for path in run.checkpoint_dir.iterdir()] == [f"step-{status['step']:08d}"]
+    process = torchrun("--run-dir", run.path)
+    output, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+    assert output.count("top1") == 1
+    assert f"resumed at step {status['step']} of 300 on 2 processes (ddp) on cpu" in errors
+    undisturbed = make_run(*settings, study="undisturbed")
+    process = torchrun("--run-dir", undisturbed.path)
+    process.communicate(timeout=200)
+    assert outcome(run) == outcome(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on the CPU")
+@pytest.mark.parametrize("parallel", PARALLEL)
+def test_compiled_they_learn_the_same(make_run, on_ranks, parallel):
+    settings = (*CLASSIFICATION, "training.steps=3", f"execution.parallel={parallel}")
+    eager = make_run(*settings, study="eager")
+    compiled = make_run(*settings, "execution.compile=true", study="compiled")
+    on_ranks(2, ("train", eager), ("train", compiled))
+    compare(eager, compiled, 1e-3)
+
+
+@pytest.mark.slow
+def test_sharded_weights_start_from_a_file(make_run, on_ranks):
+    first = make_run(*CLASSIFICATION, study="first")
+    run_training(first)
+    weights = first.checkpoint_dir / "model.safetensors"
+    settings = (*CLASSIFICATION, f"training.init_from={weights}", "seed=1")
+    one, sharded = make_run(*settings, study="one"), make_run(*settings, "execution.parallel=fsdp", study="sharded")
+    run_training(one)
+    on_ranks(2, ("train", sharded))
+    compare(one, sharded, 1e-6)
