@@ -168,8 +168,8 @@ class TrainingConfig:
     eval_weights: Literal["ema", "raw"] = "ema"
     """Which weights are evaluated and are the final ones, if there is a moving average; the others are saved beside."""
     on_non_finite: Literal["fail", "rollback"] = "fail"
-    """A loss or gradient that is not finite ends the run; or the run goes back to its last checkpoint, once, and on with
-    half the learning rate."""
+    """A loss or gradient that is not finite ends the run; or the run goes back to its last checkpoint, once, and on
+    with half the learning rate."""
     num_validations: int = Field(default=4, ge=1)
     """Evaluations on the validation split, evenly spaced, the last after the final step."""
     init_from: str | None = None

@@ -5,8 +5,8 @@ from PIL import Image
 from patchscale.config import build_config
 from patchscale.costs.workload import workload
 from patchscale.data.datasets import load_splits
-from patchscale.data.shard_writer import write_shards
 from patchscale.data.named import DEBIAN_FASHION_MNIST
+from patchscale.data.shard_writer import write_shards
 
 
 @pytest.mark.parametrize("task", ["classification", "segmentation"])

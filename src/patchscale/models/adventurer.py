@@ -148,13 +148,17 @@ class Adventurer(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens [B, N+1, D]: patches in raster order, then the class token."""
         x = torch.cat([self.patch_embed(images), self.cls_token.expand(len(images), -1, -1)], dim=1)
-        x = self.pos_drop(x + self.pos_embed)
+        x = self.pos_drop(x + self.positions())
         for block in self.layers:
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
         return self.norm_f(x)
+
+    def positions(self) -> Tensor:
+        """What is added to the embedded tokens, [1, N+1, D]."""
+        return self.pos_embed
 
     def forward_head(self, tokens: Tensor, pre_logits: bool = False) -> Tensor:
         """The class token through the head; with `pre_logits` the class token itself."""
@@ -163,8 +167,12 @@ class Adventurer(nn.Module):
 
     def forward_feature_map(self, images: Tensor) -> Tensor:
         """The patch tokens as an image, [B, D, h, w]."""
-        patches = self.forward_features(images)[:, :-1]
+        patches = self.patch_tokens(self.forward_features(images))
         return patches.transpose(1, 2).unflatten(2, self.patch_embed.grid_size)
+
+    def patch_tokens(self, tokens: Tensor) -> Tensor:
+        """Of the tokens [B, N+1, D] of `forward_features`, those of patches, [B, N, D]."""
+        return tokens[:, :-1]
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -226,9 +234,12 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Tokens in, tokens out, in the same order."""
         normed = self.norm(x)
-        mean = normed.mean(dim=1, keepdim=True)  # the heading average: over patches and class token
-        x = x + self.drop_path(self.mixer(normed, mean=mean, backwards=self.flip))
+        x = x + self.drop_path(self.mixer(normed, mean=self.heading(normed), backwards=self.flip))
         return x + self.drop_path(self.mlp(self.norm_mlp(x)))
+
+    def heading(self, normed: Tensor) -> Tensor:
+        """The heading average [B, 1, D]: over patches and class token."""
+        return normed.mean(dim=1, keepdim=True)
 
 
 class SwiGLU(nn.Module):

@@ -13,7 +13,7 @@ from patchscale.errors import UserError
 from patchscale.models.causal_conv import causal_conv
 from patchscale.models.mixing import Left, Parameters, mix_by_stretches
 from patchscale.models.norms import RMSNorm, gated_rms_norm
-from patchscale.models.reading_order import reading_order
+from patchscale.models.reading_order import Stretch, reading_order
 from patchscale.models.ssd import AUTO, ssd_scan
 from patchscale.models.ssd.chunked import CHUNK_SIZE
 from patchscale.models.ssd.selection import check_backend_name
@@ -74,6 +74,12 @@ class Mamba2Mixer(nn.Module):
             backwards=backwards,
             tokens_per_stretch=self._tokens_per_stretch(u),
         )
+        return self.out_proj(self._mix_in_order(order, projected, projected_mean, None))
+
+    def _mix_in_order(
+        self, order: list[Stretch], projected: Tensor, projected_mean: Tensor | None, left: Left | None
+    ) -> Tensor:
+        """[B, L, in_proj's outputs] -> [B, L, E], after tokens that left `left`."""
         conv_bias = self.conv1d.bias
         assert conv_bias is not None
         parameters = {
@@ -85,11 +91,10 @@ class Mamba2Mixer(nn.Module):
             "norm.weight": self.norm.weight,
         }
         if len(order) == 1:
-            mixed, _ = self._mix(parameters, order[0].read(projected, projected_mean), None, is_last=True)
-            mixed = order[0].restore(mixed)
-        else:
-            mixed = mix_by_stretches(self._mix, parameters, order, projected, projected_mean)
-        return self.out_proj(mixed)
+            mixed, _ = self._mix(parameters, order[0].read(projected, projected_mean), left, is_last=True)
+            return order[0].restore(mixed)
+        mixed, _ = mix_by_stretches(self._mix, parameters, order, projected, projected_mean, left)
+        return mixed
 
     def _mix(self, parameters: Parameters, projected: Tensor, left: Left | None, is_last: bool) -> tuple[Tensor, Left]:
         """From in_proj to out_proj: [B, l, in_proj's outputs] -> [B, l, E], all tokens or a stretch of them.

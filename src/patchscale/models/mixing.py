@@ -22,13 +22,21 @@ MixStretch = Callable[[Parameters, Tensor, Left | None, bool], tuple[Tensor, Lef
 
 
 def mix_by_stretches(
-    mix: MixStretch, parameters: Parameters, order: Sequence[Stretch], tokens: Tensor, mean: Tensor | None
-) -> Tensor:
+    mix: MixStretch,
+    parameters: Parameters,
+    order: Sequence[Stretch],
+    tokens: Tensor,
+    mean: Tensor | None,
+    left: Left | None = None,
+) -> tuple[Tensor, Left]:
     """Mix `tokens` [B, L, C], read in `order`; outputs [B, L, E] in raster order, that of the mean dropped.
 
-    Gradients go to tokens, mean and parameters, once; second derivatives are not available.
+    `left` is what came before the first stretch left; second result is what the last one leaves. Gradients go to
+    tokens, mean, parameters and `left`, once; second derivatives are not available.
     """
-    return _MixByStretches.apply(mix, tuple(parameters), order, tokens, mean, *parameters.values())
+    values = (*parameters.values(), *(left or ()))
+    mixed, *left_at_end = _MixByStretches.apply(mix, tuple(parameters), order, tokens, mean, *values)
+    return mixed, tuple(left_at_end)
 
 
 class _MixByStretches(torch.autograd.Function):
@@ -40,42 +48,43 @@ class _MixByStretches(torch.autograd.Function):
         order: Sequence[Stretch],
         tokens: Tensor,
         mean: Tensor | None,
-        *values: Tensor,
-    ) -> Tensor:
+        *values_and_left: Tensor,
+    ) -> tuple[Tensor, ...]:
+        values, left = values_and_left[: len(names)], values_and_left[len(names) :]
         parameters = dict(zip(names, values, strict=True))
-        mixed, left, all_left = None, None, []
+        mixed, all_left = None, []
         for stretch in order:
-            part, left = mix(parameters, stretch.read(tokens, mean), left, stretch is order[-1])
+            all_left.append(left)
+            part, left = mix(parameters, stretch.read(tokens, mean), left or None, stretch is order[-1])
             if mixed is None:
                 mixed = part.new_empty(*tokens.shape[:2], part.shape[2])
+                mixed[:, -1:] = 0  # in a piece of an image nobody writes it, unless the class token is read here
             stretch.write(part, mixed, None)
-            all_left.append(left)
         assert mixed is not None
-        ctx.mix, ctx.names, ctx.order = mix, names, order
+        ctx.mix, ctx.names, ctx.order, ctx.widths = mix, names, order, [len(left) for left in all_left]
         ctx.save_for_backward(tokens, mean, *values, *(tensor for left in all_left for tensor in left))
-        return mixed
+        return mixed, *left
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, dmixed: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, dmixed: Tensor, *dleft: Tensor) -> tuple[Tensor | None, ...]:
         tokens, mean, *rest = ctx.saved_tensors
-        values, kept = rest[: len(ctx.names)], rest[len(ctx.names) :]
+        values, kept = rest[: len(ctx.names)], iter(rest[len(ctx.names) :])
+        all_left = [[next(kept) for _ in range(width)] for width in ctx.widths]
         parameters = {
             name: value.detach().requires_grad_(needed)
-            for name, value, needed in zip(ctx.names, values, ctx.needs_input_grad[5:], strict=True)
+            for name, value, needed in zip(ctx.names, values, ctx.needs_input_grad[5 : 5 + len(values)], strict=True)
         }
         trained = [parameter for parameter in parameters.values() if parameter.requires_grad]
-        width = len(kept) // max(1, len(ctx.order) - 1)
         dtokens = torch.empty_like(tokens)
-        dmean = None if mean is None else torch.empty_like(mean)
+        dtokens[:, -1:] = 0  # as in the forward pass
+        dmean = None if mean is None else torch.zeros_like(mean)
         dtrained = [torch.zeros_like(parameter) for parameter in trained]
         no_mean = dmixed.new_zeros(len(dmixed), 1, dmixed.shape[2])  # its output is dropped, and has no gradient
 
-        dleft: tuple[Tensor, ...] = ()
-        for i in reversed(range(len(ctx.order))):
-            stretch = ctx.order[i]
+        for stretch, left_before in zip(reversed(ctx.order), reversed(all_left), strict=True):
             inputs = stretch.read(tokens, mean).detach().requires_grad_()
-            before = [tensor.detach().requires_grad_() for tensor in kept[(i - 1) * width : i * width]] if i else []
+            before = [tensor.detach().requires_grad_() for tensor in left_before]
             with torch.enable_grad():
                 part, left = ctx.mix(parameters, inputs, tuple(before) or None, stretch is ctx.order[-1])
             gradients = [stretch.read(dmixed, no_mean), *dleft]
@@ -86,4 +95,4 @@ class _MixByStretches(torch.autograd.Function):
                 total += here
         totals = iter(dtrained)
         dvalues = [next(totals) if parameter.requires_grad else None for parameter in parameters.values()]
-        return None, None, None, dtokens, dmean, *dvalues
+        return None, None, None, dtokens, dmean, *dvalues, *dleft

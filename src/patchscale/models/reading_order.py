@@ -48,10 +48,12 @@ class Stretch:
         tokens[:, self.start : self.stop] = stretch.flip(1) if self.backwards else stretch
 
     def restore(self, stretch: Tensor) -> Tensor:
-        """All tokens in raster order, if they were read in this one stretch; the mean is dropped."""
+        """What was read in this one stretch in raster order; the mean is dropped."""
         stretch = stretch[:, 1:] if self.after_mean else stretch
         if not self.backwards:
             return stretch
+        if not self.with_class:
+            return stretch.flip(1)
         return torch.cat([stretch[:, :-1].flip(1), stretch[:, -1:]], dim=1)
 
 

@@ -62,8 +62,11 @@ class PatchModel:
         norm, fc_norm = (getattr(self, name, None) for name in ("norm", "fc_norm"))
         if isinstance(norm, nn.Identity) and fc_norm is not None:
             tokens = fc_norm(tokens)
-        num_patches = self.grid_size[0] * self.grid_size[1]
-        return tokens[:, -num_patches:].transpose(1, 2).unflatten(2, self.grid_size)
+        return self.patch_tokens(tokens).transpose(1, 2).unflatten(2, self.grid_size)
+
+    def patch_tokens(self, tokens: Tensor) -> Tensor:
+        """Of the tokens [B, L, D] of `forward_features`, those of patches, [B, N, D]."""
+        return tokens[:, -self.grid_size[0] * self.grid_size[1] :]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _new_instance, (self.timm_class,), self.__dict__
@@ -172,7 +175,7 @@ def _finish(
     own_drop_path(model)
     if pos_embed == "sincos2d":
         _fix_positions(model, name, grid)
-    model.__class__ = _with_feature_map(type(model))  # type: ignore[arg-type]
+    model.__class__ = with_feature_map(type(model))  # type: ignore[arg-type]
     model.patch_size = patch_size  # type: ignore[assignment]
     model.img_size = img_size  # type: ignore[assignment]
     model.grid_size = grid  # type: ignore[assignment]
@@ -181,13 +184,14 @@ def _finish(
 
 
 @cache
-def _with_feature_map(timm_class: type[nn.Module]) -> type[nn.Module]:
+def with_feature_map(timm_class: type[nn.Module]) -> type[nn.Module]:
+    """A class of timm with `PatchModel` mixed in."""
     return type(timm_class.__name__, (PatchModel, timm_class), {"timm_class": timm_class})
 
 
 def _new_instance(timm_class: type[nn.Module]) -> nn.Module:
     """An empty model of the mixed class, for copy and pickle to fill: the class itself has no importable name."""
-    mixed = _with_feature_map(timm_class)  # type: ignore[arg-type]
+    mixed = with_feature_map(timm_class)  # type: ignore[arg-type]
     return mixed.__new__(mixed)
 
 

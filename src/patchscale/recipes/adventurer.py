@@ -4,9 +4,9 @@
     128 px    stage 1 at 128, stage 3 (fine-tuning) at 128
     224 px    stage 1 at 128, stage 2 (intermediate) at 224, stage 3 at 224
 
-The tables' learning rates are for a batch of 512; they are multiplied by batch / 512, as in the released code. They give
-no stage 2 or 3 for Tiny and Huge. Our choices: Huge takes Large's; Tiny takes Small's, with drop path 0.1 and 0.2, half
-of Small's, because it needs the least of it.
+The tables' learning rates are for a batch of 512; they are multiplied by batch / 512, as in the released code. They
+give no stage 2 or 3 for Tiny and Huge. Our choices: Huge takes Large's; Tiny takes Small's, with drop path 0.1 and
+0.2, half of Small's, because it needs the least of it.
 """
 
 from collections.abc import Callable
