@@ -33,7 +33,7 @@ from patchscale.training.memory import MemoryPlan, plan_memory
 from patchscale.training.optim import learning_rate_at, set_learning_rate
 from patchscale.training.rollback import NonFinite, Rollback, with_rollback
 from patchscale.training.setup import Setup, micro_batches, set_up
-from patchscale.training.sharding import clip_gradients
+from patchscale.training.sharding import gradient_norm, scale_gradients
 from patchscale.training.summary import (
     memory_of_last_attempt,
     record_environment,
@@ -145,18 +145,20 @@ def _train(
     todo = range(totals.step, steps)
     saved_at = lap = time.perf_counter()
     for step, (images, targets) in zip(todo, setup.batches(todo), strict=True):
-        # Forward, backward, clip.
+        # Forward, backward.
         ranks.watch.moved(f"computing step {step + 1} of {steps}")
         learning_rate = learning_rate_at(step, steps, training) * totals.learning_rate_factor
         set_learning_rate(state.optimizer, learning_rate)
         images, targets = setup.mix(step, images, targets)
         loss, plan = _backward(setup, step, images, targets, plan, run, journal)
-        norm = clip_gradients(task, training.clip_grad_norm)
+        norm = gradient_norm(task)
 
         # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
         loss_value, grad_norm = torch.stack([loss.detach().float(), norm.float()]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
             raise _non_finite(setup, step, loss_value, learning_rate, plan.micro_batch_size)
+        if training.clip_grad_norm is not None and grad_norm > training.clip_grad_norm:
+            scale_gradients(task, training.clip_grad_norm / grad_norm)
 
         # Step.
         state.optimizer.step()

@@ -4,7 +4,6 @@ Gradients are summed, not averaged, since each rank's loss is weighted by its pa
 stay as they are. Under FSDP2 parameters, gradients, moving average and optimizer state are DTensors.
 """
 
-import math
 import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.nn.utils import clip_grad_norm_
+from torch.nn.utils import get_total_norm
 
 from patchscale.training.distributed import Ranks
 
@@ -61,9 +60,18 @@ def synchronised(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]
     return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
-def clip_gradients(model: nn.Module, max_norm: float | None) -> Tensor:
-    """Scale the gradients to a norm of at most `max_norm`; returns the norm before, a scalar that all ranks have."""
-    return whole(clip_grad_norm_(model.parameters(), max_norm or math.inf))
+def gradient_norm(model: nn.Module) -> Tensor:
+    """Euclidean norm of all gradients together, a scalar that all ranks have."""
+    return whole(get_total_norm(_gradients(model)))
+
+
+def scale_gradients(model: nn.Module, factor: float) -> None:
+    """Multiply all gradients by `factor`."""
+    torch._foreach_mul_(_gradients(model), factor)
+
+
+def _gradients(model: nn.Module) -> list[Tensor]:
+    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
 
 
 def whole(tensor: Tensor) -> Tensor:
