@@ -137,11 +137,11 @@ def test_huge_follows_its_printed_sizes_not_its_printed_count() -> None:
 
 
 def test_drop_path_rates_never_reach_the_full_rate() -> None:
-    rates = _drop_path_rates(0.1, 12)
+    rates = _drop_path_rates(0.1, 12, "linear")
     assert rates[:2] == [0, 0]
     assert rates[2] == pytest.approx(0.1 / 11)
     assert rates[-1] == pytest.approx(0.1 * 10 / 11)
-    assert _drop_path_rates(0.1, 1) == [0]
+    assert _drop_path_rates(0.1, 1, "linear") == [0]
 
 
 def test_drop_path_drops_whole_images_in_training_only() -> None:

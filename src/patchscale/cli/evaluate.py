@@ -153,7 +153,10 @@ def _config(settings: list[str], of_run: "RunConfig | None") -> "RunConfig":
     if of_run is None and not any(setting.startswith("data.name=") for setting in settings):
         raise UserError("name the data: data.name=image_folder data.root=DIR (docs/data.md lists the data sets)")
     values: dict[str, Any] = {} if of_run is None else of_run.to_dict()
-    values.get("training", {}).update(init_from=None, init_sha256=None)  # the file may be gone by now
+    # Where its weights came from does not matter any more, and may be gone by now.
+    values.get("training", {}).update(
+        init_from=None, init_sha256=None, init_run=None, init_weights="final", init_settings=None, quirks=[]
+    )
     return build_config(values, settings, source="settings")
 
 

@@ -51,6 +51,11 @@ class ShardCache:
                 return file
             self._fetch(path, url, sha256, size_bytes)
 
+    def rename(self, url: str, sha256: str) -> None:
+        """Keep the shard at `url`, fetched without knowing its checksum, as the one of this checksum."""
+        with suppress(FileNotFoundError):
+            (self.folder / f"{self.key(url)}.tar").rename(self.folder / f"{self.key(url, sha256)}.tar")
+
     def key(self, url: str, sha256: str = "") -> str:
         """The name of a shard in the folder; another content is another name."""
         return hashlib.sha256(f"{url}\n{sha256}".encode()).hexdigest()[:32]

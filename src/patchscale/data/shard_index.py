@@ -17,6 +17,8 @@ from patchscale.data.folders import PARTS, SUFFIXES
 from patchscale.errors import UserError
 
 INDEX = "index.json"
+SHARD_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*\.tar")
+"""What an index may call a shard: nothing that leaves its folder, or that means something to a shell."""
 FORMAT = "patchscale shards 1"
 UNFINISHED = ".unfinished"
 """Folder of what is known of the shards of a conversion that has not come to its end."""
@@ -83,6 +85,8 @@ def read_index(content: bytes, where: str) -> ShardIndex:
         parts = {part: [shard_from(shard) for shard in shards] for part, shards in values["parts"].items()}
         for shards in parts.values():
             for shard in shards:
+                if not SHARD_NAME.fullmatch(shard.name):
+                    raise ValueError(f"{shard.name[:60]!r} is not the name of a shard: letters, digits, - _ . and .tar")
                 if not all(0 <= label < len(classes) for label in shard.labels):
                     raise ValueError(f"{shard.name}: a label that is no class")
     except (ValueError, KeyError, TypeError, AttributeError) as error:

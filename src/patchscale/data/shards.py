@@ -247,6 +247,8 @@ def _scan(place: str, cache: ShardCache) -> Shard:
         sha256 = _sha256(file) if remote else ""
         file.seek(0)
         shard = scan_shard(file, place, _file_name(place).removesuffix(".tar"), sha256=sha256)
+    if remote:
+        cache.rename(place, sha256)
     write_text(known, shard_to_json(shard))
     return shard
 
