@@ -239,6 +239,33 @@ def test_a_hung_rank_is_named(make_run, on_ranks):
     assert "no sign of life from rank 1" in run.log_path.read_text()
 
 
+def test_data_may_take_longer_to_prepare_than_a_hang(make_run, on_ranks):
+    run = make_run("execution.hang_timeout_s=2")
+    on_ranks(2, ("train_after_6_s", run))
+    assert run.status()["state"] == "done"
+
+
+def test_a_rank_that_fails_while_others_wait_for_its_data_is_told(make_run, on_ranks):
+    run = make_run("execution.hang_timeout_s=2")
+    processes = on_ranks(2, ("fail_before_data", run), wait=False)
+    for process in processes:
+        process.join(30)
+    assert [process.exitcode for process in processes] == [1, 1]
+    status = run.status()
+    assert (status["state"], status["kind"], status["message"]) == ("failed", "config", "no such folder here")
+
+
+def test_a_rank_that_hangs_while_others_wait_for_its_data_is_named(make_run, on_ranks):
+    run = make_run("execution.hang_timeout_s=2")
+    processes = on_ranks(2, ("stop_before_data", run), wait=False)
+    processes[0].join(30)
+    assert processes[0].exitcode == 1
+    status = run.status()
+    assert (status["state"], status["kind"]) == ("failed", "hung_rank")
+    assert f"no sign of life from rank 1 ({socket.gethostname()}, process {processes[1].pid})" in status["message"]
+    assert "since: preparing the data; waited 2 s" in status["message"]
+
+
 def test_a_rank_that_dies_ends_the_others(make_run, on_ranks):
     run = make_run("training.steps=100000", "execution.checkpoint_every_s=0")
     processes = on_ranks(2, ("train", run), wait=False)

@@ -2,13 +2,15 @@
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
-from patchscale.training import loop
+from patchscale.training import loop, setup
 from patchscale.training.distributed import connected
 from patchscale.training.interrupt import Interrupted
 from patchscale.training.journal import Watcher
@@ -64,3 +66,35 @@ def stop_and_go_on(path: Path) -> None:
         run_training(RunDirectory(path), progress=AskedToStop())
     assert stopped.value.exit_code == 143
     run_training(RunDirectory(path))
+
+
+def train_after(path: Path, prepare) -> None:
+    """Train; `prepare` is called on rank 1 before it loads its data, which rank 0 has at once."""
+    load_splits = setup.load_splits
+
+    def load_later(config):
+        if os.environ["RANK"] == "1":
+            prepare()
+        return load_splits(config)
+
+    setup.load_splits = load_later
+    try:
+        run_training(RunDirectory(path))
+    finally:
+        setup.load_splits = load_splits
+
+
+def train_after_6_s(path: Path) -> None:
+    train_after(path, lambda: time.sleep(6))
+
+
+def fail_before_data(path: Path) -> None:
+    def fail():
+        time.sleep(3)
+        raise UserError("no such folder here")
+
+    train_after(path, fail)
+
+
+def stop_before_data(path: Path) -> None:
+    train_after(path, lambda: os.kill(os.getpid(), signal.SIGSTOP))

@@ -149,7 +149,9 @@ def micro_batches(batch_size: int, micro_batch_size: int) -> list[slice]:
 def set_up(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Setup:
     """Load the data and build everything at step 0; raises `UserError` for what the config asks in vain."""
     training, execution = config.training, config.execution
-    splits = load_splits(config)
+    with ranks.watch.preparing("preparing the data"):
+        splits = load_splits(config)
+    ranks.watch.moved("building the model")
     rows = [
         rows_of_part(training.batch_size, part, ranks.groups, paired=bool(training.mixup or training.cutmix))
         for part in range(ranks.groups)

@@ -2,7 +2,8 @@
 
 Every rank writes a sign of life into the store that torchrun keeps: a beat, and how far it has come. A thread does so,
 and looks for two things that the training thread, waiting in a collective, would learn too late or never: that another
-rank has failed, and that nothing has moved for `execution.hang_timeout_s`.
+rank has failed, and that nothing has moved for `execution.hang_timeout_s`. Preparing data may take longer than any step:
+meanwhile only a rank that gives no sign of life counts as hung.
 """
 
 import json
@@ -11,7 +12,8 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch.distributed as dist
@@ -20,6 +22,7 @@ from patchscale.errors import RunFailed
 
 GRACE_S = 10.0
 """How long a rank may take to end by itself once another has failed."""
+POLL_S = 0.1
 _LOST = ("closed by peer", "reset by peer", "Broken pipe", "remote process exited", "Connection refused", "Timed out")
 """How gloo and NCCL say that another process is gone."""
 
@@ -33,6 +36,11 @@ class Watch:
 
     def moved(self, at: str) -> None:
         """This rank has come to a new place, in words; all ranks come to the same places, in the same order."""
+
+    @contextmanager
+    def preparing(self, at: str) -> Iterator[None]:
+        """Work that may take any time, on some ranks more than on others; all leave it together."""
+        yield
 
     def first_to_fail(self) -> bool:
         """Whether no other rank has failed before this one; the first tells of it, the others end quietly."""
@@ -55,6 +63,11 @@ class StoreWatch(Watch):
         self._first: bool | None = None
         self._beats = self._moves = 0
         self._at, self._moved_at = "starting", time.monotonic()
+        self._preparations = 0
+        self._preparing = False
+        self._heard: dict[int, dict[str, Any]] = {}
+        """The signs of all ranks at the last look while preparing."""
+        self._heard_at = time.monotonic()
         self._closed = threading.Event()
         self._beat()
         threading.Thread(target=self._keep_watch, name="watch", daemon=True).start()
@@ -70,6 +83,29 @@ class StoreWatch(Watch):
 
     def moved(self, at: str) -> None:
         self._moves, self._at, self._moved_at = self._moves + 1, at, time.monotonic()
+
+    @contextmanager
+    def preparing(self, at: str) -> Iterator[None]:
+        self.moved(at)
+        self._heard, self._heard_at = {}, time.monotonic()
+        self._preparing = True
+        self._beat()
+        try:
+            yield
+            self._wait_for_all()
+        finally:
+            self.moved(f"done with {at}")
+            self._preparing = False
+
+    def _wait_for_all(self) -> None:
+        """Until all ranks are here; not in a collective, which would end after the process group's own timeout."""
+        self._preparations += 1
+        keys = [f"prepared {self._preparations} {rank}" for rank in range(self.size)]
+        self.store.set(keys[self.rank], "")
+        while not self.store.check(keys):
+            if self.store.check(["failed"]):
+                raise RunFailed("crash", "another rank failed")
+            time.sleep(POLL_S)
 
     def first_to_fail(self) -> bool:
         if self._first is None:
@@ -101,14 +137,26 @@ class StoreWatch(Watch):
                 if self.store.check(["failed"]):
                     if not self._closed.wait(GRACE_S):
                         os._exit(1)
+                elif self._preparing:
+                    self._listen()
                 elif time.monotonic() - self._moved_at > self.timeout_s:
-                    self._give_up()
+                    self._give_up(self._words_for_a_hang())
         except RuntimeError:  # the store has gone: torchrun is ending, and ends this process too
             return
 
-    def _give_up(self) -> None:
+    def _listen(self) -> None:
+        """Give up if a rank has given no sign of life since the last look, a timeout ago."""
+        if time.monotonic() - self._heard_at <= self.timeout_s:
+            return
+        before, self._heard = self._heard, {who["rank"]: who for who in self._signs()}
+        self._heard_at = time.monotonic()
+        silent = [who for rank, who in before.items() if who["beat"] == self._heard[rank]["beat"]]
+        if silent:
+            self._give_up(self._words(f"no sign of life from {_names(silent)} since: {silent[0]['at']}"))
+
+    def _give_up(self, words: str) -> None:
         """The training thread cannot be reached where it waits, so end the process."""
-        failure = RunFailed("hung_rank", self._words_for_a_hang())
+        failure = RunFailed("hung_rank", words)
         if self.first_to_fail():
             self.record(failure)
             print(f"error: run failed ({failure.kind}): {failure}", file=sys.stderr, flush=True)
@@ -125,6 +173,9 @@ class StoreWatch(Watch):
             found = f"{_names(behind)} did not get on from: {least['at']}, while others wait at: {most['at']}"
         else:
             found = f"no rank gets on from: {most['at']}"
+        return self._words(found)
+
+    def _words(self, found: str) -> str:
         return (
             f"{found}; waited {self.timeout_s:g} s (execution.hang_timeout_s, which should be longer than any step); "
             "the last checkpoint is kept, start again to go on from it"
