@@ -84,6 +84,19 @@ def test_eval_of_an_unfinished_run_says_how_to_finish_it(call):
     assert f"no final weights (the run is failed); finish it with: patchscale train --run-dir {path}" in err
 
 
+def test_eval_of_a_run_does_not_need_what_it_started_from(call):
+    """Neither the file, nor a reason for a quirk of starting from one."""
+    torch.manual_seed(0)
+    save_model(create_model("adventurer_test", patch_size=8, img_size=32, num_classes=10), "start.safetensors")
+    more = ["training.init_from=start.safetensors", "training.quirks=[positions_one_row_off]"]
+    assert call(*TINY, "--model", "adventurer_test", *more)[0] == 0
+    Path("start.safetensors").unlink()
+    result = the_run().result()
+    code, out, err = call("eval", str(the_run().path), "--json")
+    assert code == 0, err
+    assert json.loads(out)["loss"] == result["test_loss"]
+
+
 def test_a_file_of_weights_is_evaluated_at_any_size(call):
     torch.manual_seed(0)
     save_model(create_model("vit_test", patch_size=8, img_size=16, num_classes=10), "w.safetensors")

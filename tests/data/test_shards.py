@@ -252,6 +252,31 @@ def test_a_broken_index_is_named(shards: Path, tmp_path: Path, content: str) -> 
         list_shards(str(shards), ShardCache(tmp_path / "cache"))
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-0.tar; touch {spoiled}; true .tar",
+        "train-0.tar\ntouch {spoiled}.tar",
+        "$(touch {spoiled}).tar",
+        "../train-0.tar",
+        "/etc/train-0.tar",
+        "-rf.tar",
+        ".tar",
+        "train-0.tar\n",
+    ],
+)
+def test_an_index_names_shards_and_no_commands_or_paths(shards: Path, tmp_path: Path, name: str) -> None:
+    name = name.format(spoiled=tmp_path / "spoiled")
+    index = json.loads((shards / "index.json").read_text())
+    for shard in index["parts"]["train"]:
+        shard["name"] = name
+    (shards / "index.json").write_text(json.dumps(index))
+    for root in (str(shards), f"pipe:cat {shards}/index.json"):
+        with pytest.raises(UserError, match=r"index.json: not an index of shards \(.+ is not the name of a shard"):
+            load_splits(config_of(root, tmp_path / "cache")).train[0, 0]
+    assert not (tmp_path / "spoiled").exists()
+
+
 def test_a_damaged_picture_is_named_with_its_shard(tmp_path: Path, make_config: MakeConfig) -> None:
     write_classes(tmp_path / "folder/train", COUNTS)
     write_classes(tmp_path / "folder/test", {"cat": 1, "dog": 1}, seed=500)
@@ -352,6 +377,10 @@ def test_a_remote_pattern_without_an_index(tmp_path: Path) -> None:
         splits = load_splits(config)
         assert splits.record["images"] == {"train": 10, "val": 1, "test": 1}
         assert len(asked) == 2
+        for index in range(10):
+            splits.train[0, index]
+        assert len(asked) == 2, "what was scanned is fetched again to be read"
+        assert len(list((tmp_path / "cache").glob("*.tar"))) == 2
         for path in (tmp_path / "cache").glob("*.tar"):
             path.unlink()
         splits.train[0, 0]

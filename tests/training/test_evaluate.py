@@ -2,9 +2,9 @@ import pytest
 import torch
 
 from patchscale.data.datasets import load_splits
-from patchscale.errors import UserError
 from patchscale.tasks import build_task
-from patchscale.training.evaluate import evaluate, load_trained
+from patchscale.training.evaluate import evaluate
+from patchscale.training.evaluate_file import load_file
 from patchscale.training.loop import run_training
 
 CPU = torch.device("cpu")
@@ -32,11 +32,6 @@ def test_it_evaluates_without_drop_path_and_leaves_the_mode(make_run):
 def test_a_trained_run_comes_back(make_run):
     run = make_run("training.ema_decay=0.9")
     row = run_training(run)
-    task, splits = load_trained(run)
-    again = evaluate(task, splits.test, batch_size=8, device=CPU)
+    loaded = load_file(run.checkpoint_dir / "model.safetensors", run.config())
+    again = evaluate(loaded.task, loaded.splits.test, batch_size=8, device=CPU)
     assert (again["loss"], again["metric"]) == (row["test_loss"], row["metric"])
-
-
-def test_an_unfinished_run_has_nothing_to_evaluate(make_run):
-    with pytest.raises(UserError, match="no final weights \\(the run is queued\\)"):
-        load_trained(make_run())

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -29,6 +28,8 @@ from patchscale.training.tensor_files import describe_file, flush, read_tensors,
 
 FORMAT = "patchscale-checkpoint-2"
 MANIFEST = "manifest.json"
+OLD = "last.pt"
+"""The checkpoint of earlier versions, a pickle."""
 WEIGHTS = "model.safetensors"
 RAW_WEIGHTS, EMA_WEIGHTS = "model_raw.safetensors", "model_ema.safetensors"
 """Of a run with a moving average: those of its two kinds of final weights that are not the evaluated ones."""
@@ -199,6 +200,8 @@ class Checkpoints:
         if damage:
             words = f"damaged checkpoint ({damage[paths[0]]}), and no older one is whole"
             raise UserError(f"{paths[0]}: {words}; {_advice(self.folder)}")
+        if (old := self.folder / OLD).exists():
+            raise UserError(f"{old}: a checkpoint of a version before this one, not read; {_advice(self.folder)}")
         return None
 
     def _best(self) -> Path | None:
@@ -368,14 +371,3 @@ def save_weights(path: Path, task: nn.Module, metadata: dict[str, Any]) -> None:
     """Write the task's whole weights (backbone and head) as safetensors, with `metadata` in the header; collective."""
     state = whole_state(task)
     on_rank_0(lambda: write_safetensors(path, state, metadata))
-
-
-def load_weights(path: Path, task: nn.Module) -> None:
-    """Load what `save_weights` wrote; raises `UserError` if it is missing, damaged or of another model."""
-    try:
-        task.load_state_dict(safetensors.torch.load(path.read_bytes()))
-    except FileNotFoundError:
-        raise UserError(f"{path}: no final weights; finish the run first") from None
-    except Exception as error:  # safetensors has its own types; a misfit is a RuntimeError
-        words = " ".join(str(error).split())[:200]
-        raise UserError(f"{path}: damaged, or the weights of another model ({words})") from error

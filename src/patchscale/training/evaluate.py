@@ -1,4 +1,4 @@
-"""One pass over a split, and a trained run brought back to do it."""
+"""One pass over a split."""
 
 import math
 from typing import Any
@@ -7,13 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from patchscale.data.datasets import Splits, load_splits
-from patchscale.errors import UserError
-from patchscale.runs.record import RunDirectory
-from patchscale.tasks import Task, build_task
+from patchscale.tasks import Task
 from patchscale.tasks.base import Meter
 from patchscale.training.batches import load_batches
-from patchscale.training.checkpoint import WEIGHTS, load_weights
 from patchscale.training.collective import on_every_rank
 from patchscale.training.device import Precision, autocast
 from patchscale.training.distributed import ALONE, Ranks
@@ -66,21 +62,3 @@ def merged(meter: Meter, task: Task, ranks: Ranks) -> Meter:
             vars(other).update(values)
             total.merge(other)
     return total
-
-
-def load_trained(run: RunDirectory) -> tuple[Task, Splits]:
-    """The task with its final weights (the moving average, if the run kept one), on the CPU, and its data.
-
-    Raises `UserError` if the run is not finished or its weights are damaged.
-    """
-    config = run.config()
-    weights = run.checkpoint_dir / WEIGHTS
-    if not weights.exists():
-        raise UserError(
-            f"{run.path}: no final weights (the run is {run.status()['state']}); "
-            f"finish it with: patchscale train --run-dir {run.path}"
-        )
-    splits = load_splits(config)
-    task = build_task(config, splits)
-    load_weights(weights, task)
-    return task.eval(), splits

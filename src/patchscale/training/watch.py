@@ -2,8 +2,8 @@
 
 Every rank writes a sign of life into the store that torchrun keeps: a beat, and how far it has come. A thread does so,
 and looks for two things that the training thread, waiting in a collective, would learn too late or never: that another
-rank has failed, and that nothing has moved for `execution.hang_timeout_s`. Preparing data may take longer than any step:
-meanwhile only a rank that gives no sign of life counts as hung.
+rank has failed, and that nothing has moved for `execution.hang_timeout_s`. While data is prepared, which may take
+longer than any step, only a rank that gives no sign of life counts as hung.
 """
 
 import json
