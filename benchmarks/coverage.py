@@ -4,8 +4,7 @@
 
 Every design of `coverage_designs.py` is simulated, fitted and asked. Fits are those of `patchscale.fit_law` without its
 checks and hold-outs: the same search (with fewer scattered starts), the same choice between profile and wild
-bootstrap, the same clusters. Bootstraps have 299 draws instead of 1,000. Interpolated percentiles of few draws lie too
-far inside, so their level is set such that they lie where those of 1,000 draws do on average.
+bootstrap, the same clusters. Bootstraps have 299 draws instead of 1,000.
 
 Finished simulations are kept in --partial and not repeated, so that a run can be ended and continued. Take another
 folder once the laws, the designs or --draws have changed.
@@ -25,7 +24,7 @@ import pandas as pd
 
 from common import begin, finish, options_parser
 from coverage_designs import Simulated, designs
-from patchscale.laws.bootstrap import Bootstrap, noise_draws, percentiles
+from patchscale.laws.bootstrap import Array, Bootstrap, noise_draws, percentiles
 from patchscale.laws.design import Design
 from patchscale.laws.forms import law_named
 from patchscale.laws.joint import PROFILE_EXPONENTS, PROFILE_POINTS, FitOptions, clusters_of, problem_of
@@ -37,7 +36,6 @@ LEVEL = 0.95
 AIM = (0.93, 0.97)
 DRAWS = 299
 STARTS = 8
-USUAL_DRAWS = 1000
 CHUNK = 10
 """Simulations between two writes."""
 
@@ -133,24 +131,19 @@ def asked(design: Simulated, table: pd.DataFrame, *, draws: int, seed: int) -> d
         return by_profile(design, problem, places, axes=scaled.axes)
     clusters, words = clusters_of(table, options)
     solution = solve(problem, starts=STARTS)
-    level = level_for(draws)
-    drawn = Bootstrap.of(problem, solution, clusters=clusters, clustered_by=words, draws=draws, level=level, seed=seed)
-    both = drawn.draws(scaled.axes(places))
-    decided = design.decide(lambda t: drawn.draws(scaled.axes(t)))
+    drawn = Bootstrap.of(problem, solution, clusters=clusters, clustered_by=words, draws=draws, level=LEVEL, seed=seed)
+
+    def value(table: pd.DataFrame) -> Array:
+        return law.basis(solution.exponents[None], scaled.axes(table))[0][None] @ solution.amplitudes
+
+    low, high = np.exp(drawn.ends(np.log(drawn.draws(scaled.axes(places))), np.log(value(places)[0])))
+    decided = design.decide(lambda t: drawn.draws(scaled.axes(t)))[:, None]
+    best_low, best_high = drawn.ends(decided, design.decide(value))
     return drawn.intervals() | {
-        "inside": percentiles(both[:, 0], level),
-        "outside": percentiles(both[:, 1], level),
-        "decision": percentiles(decided, level),
+        "inside": Interval(low[0], high[0]),
+        "outside": Interval(low[1], high[1]),
+        "decision": Interval(best_low[0], best_high[0]),
     }
-
-
-def level_for(draws: int) -> float:
-    """The level at which percentiles of so many draws lie where those of 1,000 lie on average at 95 %.
-
-    The interpolated quantile t of B draws is their order statistic t (B - 1) + 1, which has that rank / (B + 1) below.
-    """
-    below = ((1 - LEVEL) / 2 * (USUAL_DRAWS - 1) + 1) / (USUAL_DRAWS + 1)
-    return 1 - 2 * (below * (draws + 1) - 1) / (draws - 1)
 
 
 def by_profile(design: Simulated, problem: Problem, places: pd.DataFrame, *, axes: Any) -> dict[str, Interval]:
@@ -161,14 +154,14 @@ def by_profile(design: Simulated, problem: Problem, places: pd.DataFrame, *, axe
         problem, solution, variance=profile.noise.variance, dof=profile.noise.dof, draws=1000
     )
 
-    def value(table: pd.DataFrame) -> Any:
+    def value(table: pd.DataFrame) -> Array:
         return np.einsum("bmk,bk->bm", problem.law.basis(exponents, axes(table)), amplitudes)
 
     ends = [profile.prediction_interval(axes(places.iloc[[i]])) for i in range(2)]
     return profile.intervals() | {
         "inside": ends[0],
         "outside": ends[1],
-        "decision": percentiles(design.decide(value), LEVEL),
+        "decision": Interval(*map(float, percentiles(design.decide(value), LEVEL))),
     }
 
 

@@ -132,18 +132,21 @@ def test_walking_the_budget_is_planning_again(adventurer_fit, priced, planned, n
 
 def test_gains_and_ties_are_those_of_paired_draws(planned):
     stops, rows = walk(planned, "train_gpu_hours"), frontier_of(planned, "train_gpu_hours")
-    draws = planned.quality.draws(rows)
+    draws, values = planned.quality.draws(rows), rows["predicted"].to_numpy()
+
+    def interval(one, other):
+        return np.ravel(
+            planned.quality.law.ends((draws[:, one] - draws[:, other])[:, None], values[[one]] - values[[other]])
+        )
+
     width = rows["high"] - rows["low"]
     ties = 0
     for place in range(1, len(stops)):
-        low, high = np.quantile(draws[:, place - 1] - draws[:, place], [0.025, 0.975])
+        low, high = interval(place - 1, place)
         assert stops[place].gain == pytest.approx(rows["predicted"].iloc[place - 1] - rows["predicted"].iloc[place])
         assert (stops[place].gain_low, stops[place].gain_high) == pytest.approx((low, high))
         cheaper = [
-            other
-            for other in range(place)
-            if width[other] <= 2 * width[place]
-            and np.prod(np.quantile(draws[:, other] - draws[:, place], [0.025, 0.975])) <= 0
+            other for other in range(place) if width[other] <= 2 * width[place] and np.prod(interval(other, place)) <= 0
         ]
         assert stops[place].tied_with == (cheaper[0] if cheaper else None)
         ties += bool(cheaper)

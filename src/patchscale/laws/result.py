@@ -164,8 +164,19 @@ class Fit:
         value = float(function({name: estimate.value for name, estimate in self.parameters.items()}))
         table = self.parameter_draws()
         drawn = np.array([float(function(dict(zip(table.columns, row, strict=True)))) for row in table.to_numpy()])
-        interval = percentiles(drawn[np.isfinite(drawn)], self.level)
+        low, high = self.ends(drawn[:, None], np.array([value]))
+        interval = Interval(float(low[0]), float(high[0]))
         return Estimate(value, interval.low, interval.high, interval)
+
+    def ends(self, values: Array, at: Array, *, level: float | None = None) -> tuple[Array, Array]:
+        """Both ends [m] of the interval of what follows from draws: values [draws, m], `at` [m] from the fit itself.
+
+        For example of the difference of two predictions: `fit.ends(fit.draws(a) - fit.draws(b), fit.values(a) -
+        fit.values(b))`. Percentiles of the draws alone are too narrow where few curves decide (`laws/bootstrap.py`).
+        """
+        if self.bootstrap is not None:
+            return self.bootstrap.ends(values, at, level=level)
+        return percentiles(values, self.level if level is None else level)
 
     def _noise_draws(self) -> tuple[Array, Array]:
         assert self.profile is not None
@@ -201,8 +212,11 @@ class Fit:
     def _ends(self, axes: Axes) -> tuple[Array, Array]:
         """Low and high end of the interval at every place."""
         if self.bootstrap is not None:
-            tail = (1 - self.level) / 2
-            low, high = np.quantile(self.bootstrap.draws(axes), [tail, 1 - tail], axis=0)
+            drawn, at = self.bootstrap.draws(axes), self._on_scale(axes)
+            if self.problem.scale == "log" and (drawn > 0).all() and (at > 0).all():
+                low, high = map(np.exp, self.bootstrap.ends(np.log(drawn), np.log(at)))
+            else:
+                low, high = self.bootstrap.ends(drawn, at)
         else:
             assert self.profile is not None
             count = len(next(iter(axes.values())))
@@ -212,6 +226,10 @@ class Fit:
         return self._from_scale(low), self._from_scale(high)
 
     def _values(self, axes: Axes) -> Array:
+        return self._from_scale(self._on_scale(axes))
+
+    def _on_scale(self, axes: Axes) -> Array:
+        """The law at places, where it describes the logit that."""
         law, (exponents, amplitudes) = self.problem.law, (self.solution.exponents[None], self.solution.amplitudes)
         count = len(next(iter(axes.values())))
         values = np.empty(count)
@@ -219,7 +237,7 @@ class Fit:
             block = slice(first, first + ROWS_AT_ONCE)
             places = {name: column[block] for name, column in axes.items()}
             values[block] = law.basis(exponents, places)[0] @ amplitudes
-        return self._from_scale(values)
+        return values
 
     def _from_scale(self, values: Array) -> Array:
         """Back from the logit, where the law describes that."""

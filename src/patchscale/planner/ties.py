@@ -1,11 +1,14 @@
 """Which configurations the data cannot tell from the best one: paired draws of the law."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
+Ends = Callable[[Numbers, Numbers, float], tuple[Numbers, Numbers]]
+"""Both ends [m] of the interval of draws [B, m] around fitted values [m], at a level."""
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,14 @@ class Comparison:
     """Share of the draws in which this one is the best of all m."""
 
 
-def compare(draws: Numbers, predicted: Numbers, best: int, *, level: float) -> Comparison:
+def compare(draws: Numbers, predicted: Numbers, best: int, *, ends: Ends, level: float) -> Comparison:
     """Compare columns of `draws` [B, m] with column `best`, draw by draw.
 
     A draw moves all configurations together, so what they share cancels: two of them can differ clearly although
     their intervals overlap widely.
     """
     difference = draws - draws[:, [best]]
-    low, high = np.quantile(difference, [(1 - level) / 2, (1 + level) / 2], axis=0)
+    low, high = ends(difference, predicted - predicted[best], level)
     error = difference.std(axis=0)
     leaders = np.argmin(draws, axis=1)
     return Comparison(

@@ -122,7 +122,7 @@ def _compared(plan: "Plan", frontier: pd.DataFrame) -> tuple[list[int | None], n
     tied: list[int | None] = []
     gains = np.full((len(frontier), 2), np.nan)
     for place in range(len(frontier)):
-        found = compare(draws[:, : place + 1], values[: place + 1], place, level=plan.level)
+        found = compare(draws[:, : place + 1], values[: place + 1], place, ends=plan.quality.ends, level=plan.level)
         known = widths[:place] <= POORLY_KNOWN * widths[place]
         cheaper = np.flatnonzero(found.tied[:place] & known)
         tied.append(int(cheaper[0]) if len(cheaper) else None)
