@@ -34,6 +34,19 @@ SCENES_PER_SPLIT: dict[Literal["train", "val", "test"], int] = {"train": 4096, "
 """Scenes composed for a split unless the config says how many."""
 
 
+def _with_content(values: Any, section: str, field: str, hashed: str, what: str) -> Any:
+    """Raw values of a section with the absolute path of the file in `field`, and its SHA-256 in `hashed` if new."""
+    given = getattr(values, "kwargs", values)
+    if not isinstance(given, dict) or not isinstance(given.get(field), str) or given.get(hashed):
+        return values
+    path = Path(given[field]).expanduser().absolute()
+    try:
+        return {**given, field: str(path), hashed: content_sha256(path)}
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"{section}.{field}={given[field]}: {reason}; give {what}") from None
+
+
 @dataclass(frozen=True, kw_only=True, config=_STRICT)
 class ModelConfig:
     """A backbone at one patch size and one input size."""
@@ -115,6 +128,16 @@ class DataConfig:
     """`hf_dataset` only: the column of images, if it cannot be told from its type."""
     label_column: str | None = None
     """`hf_dataset` only: the column of classes, if it cannot be told from its type."""
+    exclude: str | None = None
+    """Pictures of any size only: text file with the names of pictures to leave out, from `patchscale data check
+    --list-bad`; the others stay in their splits."""
+    exclude_sha256: str | None = None
+    """SHA-256 of that file's content, filled in; it, not the path, belongs to the identity."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _content_of_exclude(cls, values: Any) -> Any:
+        return _with_content(values, "data", "exclude", "exclude_sha256", "a file of names")
 
     @model_validator(mode="after")
     def _folders_name_a_root(self) -> Self:
@@ -129,6 +152,10 @@ class DataConfig:
         for column in ("image_column", "label_column"):
             if self.name != "hf_dataset" and getattr(self, column) is not None:
                 raise ValueError(f"data.{column} is for data.name=hf_dataset; data set {self.name!r} has no columns")
+        if self.exclude is not None and self.name not in PICTURE_DATASETS:
+            raise ValueError(f"data.exclude is for data sets of pictures of any size: {PICTURE_DATASETS}")
+        if self.exclude is None and self.exclude_sha256 is not None:
+            raise ValueError("data.exclude_sha256 goes with data.exclude; leave it out")
         return self
 
 
@@ -188,15 +215,7 @@ class TrainingConfig:
     @model_validator(mode="before")
     @classmethod
     def _content_of_init_from(cls, values: Any) -> Any:
-        given = getattr(values, "kwargs", values)
-        if not isinstance(given, dict) or not isinstance(given.get("init_from"), str) or given.get("init_sha256"):
-            return values
-        path = Path(given["init_from"]).expanduser().absolute()
-        try:
-            return {**given, "init_from": str(path), "init_sha256": content_sha256(path)}
-        except OSError as error:
-            reason = error.strerror or error
-            raise ValueError(f"training.init_from={given['init_from']}: {reason}; give a file of weights") from None
+        return _with_content(values, "training", "init_from", "init_sha256", "a file of weights")
 
     @model_validator(mode="before")
     @classmethod
@@ -384,6 +403,9 @@ class RunConfig:
         del values["training"]["init_settings"]  # follows from init_run
         if self.training.init_sha256 is None:
             del values["training"]["init_sha256"]
+        del values["data"]["exclude"]
+        if self.data.exclude_sha256 is None:
+            del values["data"]["exclude_sha256"]
         if self.data.name not in OWN_DATASETS:
             del values["data"]["root"]
         if self.data.name == "scenes":
@@ -439,7 +461,8 @@ def parse_override(text: str) -> tuple[str, Any]:
 def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
     """Set `values["a"]["b"]` for the path "a.b", creating what is missing.
 
-    Setting one of `training.epochs` and `training.steps` unsets the other; `training.init_from` is hashed anew.
+    Setting one of `training.epochs` and `training.steps` unsets the other; `training.init_from` and `data.exclude` are
+    hashed anew.
     """
     *parents, name = path.split(".")
     target = values
@@ -452,6 +475,8 @@ def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
         target.pop("steps" if name == "epochs" else "epochs", None)
     if path == "training.init_from":
         target.pop("init_sha256", None)  # of another file, perhaps
+    if path == "data.exclude":
+        target.pop("exclude_sha256", None)
     target[name] = value
 
 

@@ -12,6 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from patchscale.config import build_config
+from patchscale.errors import UserError
+
 
 def write_folder(root, count=6, size=(24, 20), seed=0):
     generator = np.random.default_rng(seed)
@@ -83,6 +86,69 @@ def test_all_that_is_wrong_is_listed(call, folder, workers):
     assert told["smallest picture"] == "3 x 3 px"
     assert told["train"] == "14 images of 2 classes, 6 to 8 each"
     assert "L 1" in told["modes"]
+
+
+@pytest.mark.parametrize("kind", ["image_folder", "shards", "hf_dataset"])
+def test_pictures_that_cannot_be_decoded_are_listed_and_excluded(call, tmp_path, folder, kind):
+    """The run goes without them; every other picture stays in its split."""
+    write_folder(tmp_path / "whole/train", 10)
+    shutil.copytree(tmp_path / "whole", tmp_path / "image_folder")
+    (tmp_path / "image_folder/train/cat/0.png").write_bytes(b"hello")
+    cut = tmp_path / "image_folder/train/dog/1.png"
+    cut.write_bytes(cut.read_bytes()[:-300])
+    if kind == "shards":
+        assert call("data", "shard", "image_folder", "shards")[0] == 0
+    elif kind == "hf_dataset":
+        import datasets
+
+        files = sorted((tmp_path / "image_folder/train").rglob("*.png"))
+        cells = [{"bytes": file.read_bytes(), "path": None} for file in files]
+        table = {"image": cells, "label": [["cat", "dog"].index(file.parent.name) for file in files]}
+        features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+        datasets.Dataset.from_dict(table, features).to_parquet(tmp_path / "hf_dataset/train.parquet")
+    code, out, err = call("data", "check", kind, "--list-bad", "bad.txt", "--json")
+    assert code == 1, err
+    expected = ["train/cat/0.png", "train/dog/1.png"] if kind != "hf_dataset" else ["train 0 0", "train 11 1"]
+    assert json.loads(out)["undecodable"] == expected == (tmp_path / "bad.txt").read_text().splitlines()
+
+    from patchscale.data.datasets import load_splits
+
+    def config(*settings):
+        values = {"model": {"name": "vit_test", "patch_size": 4, "img_size": 16}, "data": {"name": kind}}
+        return build_config(values, [f"data.root={tmp_path / kind}", "data.val_fraction=0.2", *settings])
+
+    with_all, without = config(), config("data.exclude=bad.txt")
+    assert with_all.identity != without.identity
+    before, after = load_splits(with_all), load_splits(without)
+    for split in ("train", "val", "test"):
+        names = [list(getattr(splits, split).source.files.lines()) for splits in (before, after)]
+        assert sorted(names[1]) == sorted(set(names[0]) - set(expected))
+        for index in range(len(names[1])):
+            getattr(after, split).source[index]
+    assert sum(after.record["images"].values()) == 18
+    assert after.record["split_rule"] == "val and test are 0.2 of all images each; 2 images are excluded"
+    assert after.record["fingerprint"] != before.record["fingerprint"]
+
+    (tmp_path / "moved.txt").write_text((tmp_path / "bad.txt").read_text())
+    assert config("data.exclude=moved.txt").identity == without.identity
+    assert build_config(without.to_dict()) == without
+    for content, words in (
+        ("", "no names in it"),
+        ("train/cat/77.png\n", r"no picture 'train/cat/77.png' in .*; a line"),
+    ):
+        (tmp_path / "wrong.txt").write_text(content)
+        with pytest.raises(UserError, match=words):
+            load_splits(config("data.exclude=wrong.txt"))
+    (tmp_path / "bad.txt").write_text("another\n")
+    with pytest.raises(UserError, match=r"bad.txt: not the file this run was made with"):
+        load_splits(without)
+
+
+def test_exclude_is_checked_with_the_config():
+    with pytest.raises(UserError, match=r"data.exclude=nowhere.txt: No such file or directory; give a file of names"):
+        build_config({"data": {"name": "image_folder", "root": "x", "exclude": "nowhere.txt"}})
+    with pytest.raises(UserError, match=r"data.exclude is for data sets of pictures of any size"):
+        build_config({"data": {"exclude": __file__}})
 
 
 def test_damaged_shards_fail_their_checksum(call, folder):

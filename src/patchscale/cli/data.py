@@ -59,6 +59,10 @@ def check(
     image_column: Annotated[str | None, typer.Option(help="hf_dataset: as data.image_column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="hf_dataset: as data.label_column.")] = None,
     shard_cache: Annotated[Path | None, typer.Option(help="Remote shards: as execution.shard_cache.")] = None,
+    list_bad: Annotated[
+        Path | None,
+        typer.Option(help="Write the names of pictures that cannot be decoded to this file, for data.exclude."),
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
     """Read and decode every picture of a data set; tell what there is, and all that is wrong.
@@ -75,6 +79,7 @@ def check(
     from patchscale.config import ExecutionConfig
     from patchscale.data.check import KINDS
     from patchscale.data.check import check as check_data
+    from patchscale.data.exclusion import write_names
 
     if kind is not None and kind not in KINDS:
         raise UserError(f"--kind {kind!r}: choose {', '.join(KINDS)}")
@@ -94,6 +99,8 @@ def check(
         print_json(asdict(checked))
     else:
         _print(checked)
+    if list_bad is not None:
+        write_names(list_bad, checked.undecodable)
     if checked.wrong:
         raise typer.Exit(1)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -54,6 +55,8 @@ class Checked:
     shards_verified: int | None
     """Shards whose checksum is the index's; None where none is known."""
     duplicates_within_parts: int
+    undecodable: list[str]
+    """Names of the pictures that training would stop at, as `data.exclude` takes them."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -134,6 +137,11 @@ def check(
         shards=None if listed is None else len(listed.files),
         shards_verified=verified,
         duplicates_within_parts=within,
+        undecodable=sorted(
+            name
+            for name, look in zip(chain.from_iterable(p.lines() for p in parts.values()), looks, strict=True)
+            if look.error is not None
+        ),
         wrong=wrong,
     )
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from patchscale.config import SCENES_PER_SPLIT, RunConfig
+from patchscale.data.exclusion import not_excluded
 from patchscale.data.folders import IGNORE_INDEX, divide, list_image_folder, list_mask_folder
 from patchscale.data.hf import list_hf_dataset
 from patchscale.data.listing import PictureList
@@ -313,11 +314,14 @@ def _divided(config: RunConfig, parts: Mapping[str, Pictures]) -> tuple[dict[str
     division = divide(
         {part: files.labels for part, files in parts.items()}, config.data.val_fraction, config.data.split_seed
     )
-    files = {
-        split: parts[part].take(_limited(config, split, indices, parts[part].labels))
-        for split, (part, indices) in division.splits.items()
-    }
-    return files, division.rule
+    files, rule = {}, division.rule
+    kept = not_excluded(config.data, parts)
+    if kept is not None:  # after the division, so that all others stay in their splits
+        rule += f"; {sum(int((~of_part).sum()) for of_part in kept.values())} images are excluded"
+    for split, (part, indices) in division.splits.items():
+        there = indices if kept is None else indices[kept[part][indices]]
+        files[split] = parts[part].take(_limited(config, split, there, parts[part].labels))
+    return files, rule
 
 
 def _limited(config: RunConfig, split: str, indices: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArray[np.int64]:

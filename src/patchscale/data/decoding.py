@@ -38,5 +38,5 @@ def unreadable(name: str, file: Path | BinaryIO, error: Exception) -> UserError:
     words = str(error) if isinstance(file, Path) else str(error).replace(f" {file!r}", "")
     words = " ".join(words.split()) or type(error).__name__
     return UserError(
-        f"{name}: cannot be decoded as an image ({words}); replace it (without it, it is another data set)"
+        f"{name}: cannot be decoded as an image ({words}); replace it, or start anew without it: data.exclude"
     )
