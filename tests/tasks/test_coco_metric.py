@@ -9,7 +9,8 @@ from pycocotools import mask as pycoco_mask
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from patchscale.tasks.coco_metric import NUMBERS, CocoMetric, encode_masks
+from patchscale.data.run_lengths import encode_masks
+from patchscale.tasks.coco_metric import NUMBERS, CocoMetric
 
 SIZE = (160, 200)
 

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import Dataset
 
 from patchscale.config import SCENES_PER_SPLIT, RunConfig
+from patchscale.data.coco import list_coco
+from patchscale.data.detection import DetectionEvalSplit, DetectionTrainSplit, ObjectTransform
 from patchscale.data.exclusion import not_excluded
 from patchscale.data.folders import IGNORE_INDEX, divide, list_image_folder, list_mask_folder
 from patchscale.data.hf import list_hf_dataset
@@ -20,89 +19,22 @@ from patchscale.data.listing import PictureList
 from patchscale.data.named import NAMED_DATASETS, data_root, load_named
 from patchscale.data.scenes import GARMENTS, SCENES_VERSION, SceneDataset, pictures_fingerprint
 from patchscale.data.shards import check_cache_holds_windows, list_shards, shard_cache
-from patchscale.data.sources import PairSource, PictureSource, PixelSource, SceneSource, Source
+from patchscale.data.sources import CocoSource, PairSource, PictureSource, PixelSource, SceneObjectSource, SceneSource
+from patchscale.data.split import EvalSplit, TrainSplit
 from patchscale.data.splitting import class_counts, fingerprint, limit
 from patchscale.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     Erasing,
     PictureTransform,
-    Pixels,
     PixelTransform,
-    Transform,
     check_augment,
     eval_crop_ratio,
-    to_tensor,
 )
 from patchscale.errors import UserError
 from patchscale.shapes import image_height_width
 
 Pictures = TypeVar("Pictures", bound=PictureList)
-
-
-class Split(Dataset[tuple[Tensor, Tensor]]):
-    """Items of one split: as a model reads them, or with the image still as bytes, which are normalised on the device.
-
-    The target is a class, int64 [], or a label map, int64 [H, W].
-    """
-
-    def __init__(self, source: Source, transform: Transform) -> None:
-        self.source = source
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def __getitem__(self, key: Any) -> tuple[Tensor, Tensor]:
-        """Image float32 [3, H, W], normalised, and target."""
-        pixels, target = self._transformed(key)
-        return to_tensor(pixels), target
-
-    def item(self, key: Any) -> tuple[Tensor, Tensor]:
-        """Image uint8 [H, W, 1 or 3] and target."""
-        pixels, target = self._transformed(key)
-        return torch.from_numpy(pixels), target
-
-    def _transformed(self, key: Any) -> tuple[Pixels, Tensor]:
-        epoch, index = self.place(key)
-        picture, label_map, label = self.source[index]
-        pixels, label_map = self.transform(picture, label_map, epoch, index)
-        target = torch.tensor(label) if label_map is None else torch.from_numpy(label_map.astype(np.int64))
-        return pixels, target
-
-    def place(self, key: Any) -> tuple[int, int]:
-        """(epoch, index) of a key."""
-        raise NotImplementedError
-
-
-class TrainSplit(Split):
-    """Augmented items by (epoch, index).
-
-    With random erasing images are float32 from the start: the noise belongs to normalised ones.
-    """
-
-    def __init__(self, source: Source, transform: Transform, erasing: Erasing | None = None) -> None:
-        super().__init__(source, transform)
-        self.erasing = erasing
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Image float32 [3, H, W], normalised and perhaps erased in part, and target."""
-        image, target = super().__getitem__(key)
-        return image if self.erasing is None else self.erasing(image, *key), target
-
-    def item(self, key: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        """Image uint8 [H, W, 1 or 3], or as `__getitem__` if there is erasing, and target."""
-        return super().item(key) if self.erasing is None else self[key]
-
-    def place(self, key: tuple[int, int]) -> tuple[int, int]:
-        return key
-
-
-class EvalSplit(Split):
-    """Items by index, nothing random."""
-
-    def place(self, key: int) -> tuple[int, int]:
-        return 0, key
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -124,9 +56,10 @@ class Splits:
 class _Parts:
     """What a data set contributes; the rest is common to all."""
 
-    sources: Mapping[str, Source]
+    sources: Mapping[str, Any]
     class_names: list[str]
-    transform: Callable[..., Transform] = PixelTransform
+    transform: Callable[..., Any] = PixelTransform
+    split_types: tuple[type[TrainSplit], type[EvalSplit]] = (TrainSplit, EvalSplit)
     eval_protocol: str
     fingerprint: str
     record: Mapping[str, Any]
@@ -142,19 +75,24 @@ def load_splits(config: RunConfig) -> Splits:
     """
     data = config.data
     img_size = image_height_width(config.model.img_size)
-    check_augment(data.augment, with_label_maps=config.task == "segmentation")
+    check_augment(
+        data.augment,
+        with_label_maps=config.task == "segmentation",
+        with_objects=config.task == "detection",
+    )
     parts = _LOADERS[data.name](config, img_size)
     crop = {} if data.crop == "resized" else {"crop": data.crop}  # of pictures only, the config saw to it
     train_transform = parts.transform(augment=data.augment, img_size=img_size, seed=config.seed, **crop)
     eval_transform = parts.transform(augment="none", img_size=img_size)
+    train_type, eval_type = parts.split_types
     return Splits(
-        train=TrainSplit(
+        train=train_type(
             parts.sources["train"],
             train_transform,
             Erasing(probability=data.random_erasing, seed=config.seed) if data.random_erasing else None,
         ),
-        val=EvalSplit(parts.sources["val"], eval_transform),
-        test=EvalSplit(parts.sources["test"], eval_transform),
+        val=eval_type(parts.sources["val"], eval_transform),
+        test=eval_type(parts.sources["test"], eval_transform),
         num_classes=len(parts.class_names),
         class_names=parts.class_names,
         ignore_index=parts.ignore_index,
@@ -180,14 +118,16 @@ def load_splits(config: RunConfig) -> Splits:
 def _load_scenes(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
     data, with_label_maps = config.data, config.task == "segmentation"
     counts = {split: _wanted(config, split) or default for split, default in SCENES_PER_SPLIT.items()}
-    sources: dict[str, Source] = {
-        split: SceneSource(SceneDataset(split, count, img_size, data.split_seed), with_label_maps=with_label_maps)
-        for split, count in counts.items()
+    scenes = {split: SceneDataset(split, count, img_size, data.split_seed) for split, count in counts.items()}
+    of_task: dict[str, Any] = {
+        "sources": {split: SceneSource(each, with_label_maps=with_label_maps) for split, each in scenes.items()}
     }
+    if config.task == "detection":
+        of_task = _OF_OBJECTS | {"sources": {split: SceneObjectSource(each) for split, each in scenes.items()}}
     recipe = f"version {SCENES_VERSION}, pictures {pictures_fingerprint()}, seed {data.split_seed}"
     return _Parts(
-        sources=sources,
-        class_names=["background", *GARMENTS] if with_label_maps else list(GARMENTS),
+        **of_task,
+        class_names=list(GARMENTS) if config.task == "classification" else ["background", *GARMENTS],
         eval_protocol="whole scene",
         fingerprint=fingerprint({split: [f"{recipe}, {count} scenes"] for split, count in counts.items()}),
         record={
@@ -295,11 +235,38 @@ def _load_mask_folder(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
     )
 
 
+def _load_coco(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    root = _root(config)
+    listed = list_coco(root)
+    files, rule = _divided(config, listed.parts)
+    return _Parts(
+        **_OF_OBJECTS,
+        sources={split: CocoSource(of_split) for split, of_split in files.items()},
+        class_names=listed.class_names,
+        eval_protocol="whole picture, as large as fits",
+        fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()}),
+        class_counts={split: of_split.counts(listed.class_names) for split, of_split in files.items()},
+        record={
+            "root": str(root),
+            "split_rule": rule,
+            "images_without_objects": {split: of_split.without_objects() for split, of_split in files.items()},
+            "empty_boxes_left_out": listed.empty_boxes,
+            "has_masks": listed.has_masks,
+        },
+    )
+
+
+_OF_OBJECTS: dict[str, Any] = {
+    "transform": ObjectTransform,
+    "split_types": (DetectionTrainSplit, DetectionEvalSplit),
+}
+
 _LOADERS: dict[str, Callable[[RunConfig, tuple[int, int]], _Parts]] = {
     "scenes": _load_scenes,
     **dict.fromkeys(NAMED_DATASETS, _load_named),
     "image_folder": _load_image_folder,
     "mask_folder": _load_mask_folder,
+    "coco": _load_coco,
     "shards": _load_shards,
     "hf_dataset": _load_hf_dataset,
 }

@@ -1,7 +1,7 @@
 """Where a split's pictures come from: memory, scenes composed on demand, or files.
 
 An item is (picture, label map or None, class). A picture is a pixel array [h, w, 1 or 3], or a PIL picture where its
-size is not the model's yet.
+size is not the model's yet. For detection an item is (PIL picture, its objects).
 """
 
 from typing import Protocol
@@ -10,8 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchscale.data.coco import CocoList
 from patchscale.data.folders import FileList, read_label_map, read_rgb
 from patchscale.data.listing import PictureList
+from patchscale.data.objects import Objects
+from patchscale.data.run_lengths import encode_masks
 from patchscale.data.scenes import SceneDataset
 from patchscale.data.transforms import LabelMap, Pixels, cover, fit_pixels
 
@@ -118,3 +121,38 @@ class PairSource:
         label_map = read_label_map(self.files.root / self.masks[index], picture.size, self.num_classes)
         pixels = np.array(cover(picture, *self.img_size, Image.Resampling.BICUBIC))
         return pixels, np.array(cover(label_map, *self.img_size, Image.Resampling.NEAREST)), 0
+
+
+class CocoSource:
+    """Annotated picture files, decoded when read."""
+
+    def __init__(self, files: CocoList) -> None:
+        self.files = files
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Objects]:
+        return self.files.picture(index), self.files.objects(index)
+
+
+class SceneObjectSource:
+    """Composed scenes; an object is the visible part of a garment, classes are 1 to 10."""
+
+    def __init__(self, scenes: SceneDataset) -> None:
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, Objects]:
+        scene = self.scenes[index]
+        objects = Objects(
+            size=(self.scenes.height, self.scenes.width),
+            boxes=scene.boxes,
+            labels=scene.labels + 1,
+            masks=encode_masks(scene.masks.astype(np.uint8)),
+            crowd=np.zeros(len(scene.labels), np.bool_),
+            areas=scene.masks.sum(axis=(1, 2)).astype(np.float64),
+        )
+        return Image.fromarray(scene.image), objects

@@ -32,7 +32,7 @@ from patchscale.errors import UserError
 
 Pixels = NDArray[np.uint8]
 LabelMap = NDArray[np.uint8]
-Augment = Literal["none", "flip", "crop", "rand_augment", "three_augment"]
+Augment = Literal["none", "flip", "crop", "rand_augment", "three_augment", "shortest_edge", "large_scale_jitter"]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -40,6 +40,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 PICTURE_ONLY: tuple[Augment, ...] = ("rand_augment", "three_augment")
 """Augmentations that cannot be applied to a label map."""
+WITH_OBJECTS: tuple[Augment, ...] = ("none", "flip", "shortest_edge", "large_scale_jitter")
+"""Those that boxes and masks follow, of which the last two are for nothing else; see `patchscale.data.detection`."""
 
 _MEAN = torch.tensor(IMAGENET_MEAN)[:, None, None] * 255
 _STD = torch.tensor(IMAGENET_STD)[:, None, None] * 255
@@ -278,8 +280,14 @@ def _one_of_three(picture: Image.Image) -> Image.Image:
     return picture.filter(ImageFilter.GaussianBlur(random.uniform(0.1, 2.0)))
 
 
-def check_augment(augment: Augment, *, with_label_maps: bool) -> None:
-    """Raises `UserError` for an augmentation that a label map cannot follow."""
+def check_augment(augment: Augment, *, with_label_maps: bool, with_objects: bool = False) -> None:
+    """Raises `UserError` for an augmentation that a label map, or boxes, cannot follow, or that is for boxes only."""
+    if with_objects and augment not in WITH_OBJECTS:
+        raise UserError(
+            f"data.augment={augment!r} is not meant for boxes; for task=detection use {', '.join(WITH_OBJECTS)}"
+        )
+    if not with_objects and augment in WITH_OBJECTS[2:]:
+        raise UserError(f"data.augment={augment!r} is for task=detection only; use none, flip or crop")
     if with_label_maps and augment in PICTURE_ONLY:
         raise UserError(
             f"data.augment={augment!r} changes pictures only and is not meant for label maps; "

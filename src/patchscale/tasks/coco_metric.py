@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from patchscale.data.objects import Rle
 from patchscale.errors import UserError
 
 KINDS = {"box": "bbox", "mask": "segm"}
@@ -19,15 +20,6 @@ NUMBERS = (
 )
 """COCO's twelve numbers in its order: average precision and recall over IoU 0.5 to 0.95, small below 32 x 32 px,
 large from 96 x 96 px on."""
-
-Rle = dict[str, Any]
-"""Run lengths of a mask: "size" [height, width] and "counts", column by column."""
-
-
-def encode_masks(masks: NDArray[np.uint8]) -> list[Rle]:
-    """Run lengths of masks [n, H, W] of 0 and 1."""
-    coder = _coder()
-    return [_text(coder.encode(np.asfortranarray(mask))) for mask in masks]
 
 
 class CocoMetric:
@@ -142,25 +134,9 @@ def _corner_and_size(box: NDArray[np.floating]) -> list[float]:
     return [x1, y1, x2 - x1, y2 - y1]
 
 
-def _text(rle: Rle) -> Rle:
-    counts = rle["counts"]
-    return {
-        "size": [int(side) for side in rle["size"]],
-        "counts": counts.decode() if isinstance(counts, bytes) else counts,
-    }
-
-
 def _library() -> tuple[Any, Any]:
     try:
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError:
         raise UserError("COCO's metrics need faster-coco-eval; pip install 'patchscale[det]'") from None
     return COCO, COCOeval_faster
-
-
-def _coder() -> Any:
-    try:
-        from faster_coco_eval.core import mask
-    except ImportError:
-        raise UserError("masks of detection need faster-coco-eval; pip install 'patchscale[det]'") from None
-    return mask

@@ -1,0 +1,189 @@
+"""COCO's annotations: masks equal pycocotools', boxes are cut, gaps are closed, and what is wrong is named."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as pycoco_mask
+
+from patchscale.data.coco import list_coco
+from patchscale.data.run_lengths import decode_masks, encode_masks, from_segmentation
+from patchscale.errors import UserError
+
+SIZE = (30, 40)
+L_SHAPE = [[5, 5, 15, 5, 15, 20, 25, 20, 25, 25, 5, 25]]
+
+
+def annotation(number, image, category=7, bbox=(5, 5, 20, 20), **more):
+    return {"id": number, "image_id": image, "category_id": category, "bbox": list(bbox), **more}
+
+
+@pytest.fixture
+def coco(tmp_path):
+    """Make a data set of `pictures` of 40 x 30 px a part with these annotations; returns its root."""
+
+    def make(*annotations, pictures=3, parts=("train2017", "val2017"), **changes):
+        for part in parts:
+            (tmp_path / part).mkdir(exist_ok=True)
+            for number in range(pictures):
+                Image.new("RGB", SIZE[::-1], (number, 0, 0)).save(tmp_path / part / f"{number}.png")
+            values = {
+                "images": [{"id": 10 + n, "file_name": f"{n}.png", "height": 30, "width": 40} for n in range(pictures)],
+                "annotations": list(annotations),
+                "categories": [{"id": 90, "name": "kite"}, {"id": 7, "name": "cat"}],
+            } | changes
+            (tmp_path / "annotations").mkdir(exist_ok=True)
+            (tmp_path / "annotations" / f"instances_{part}.json").write_text(json.dumps(values))
+        return tmp_path
+
+    return make
+
+
+def some_mask(seed=0):
+    return (np.random.default_rng(seed).random(SIZE) < 0.3).astype(np.uint8)
+
+
+def test_a_picture_with_its_objects(coco):
+    uncompressed = {"size": list(SIZE), "counts": [100, 50, 1050]}
+    compressed = pycoco_mask.encode(np.asfortranarray(some_mask()))
+    compressed["counts"] = compressed["counts"].decode()
+    root = coco(
+        annotation(1, 11, segmentation=L_SHAPE, area=250.5),
+        annotation(2, 11, 90, segmentation=uncompressed, iscrowd=1),
+        annotation(3, 11, segmentation=compressed, area=3),
+        annotation(4, 11, 90, bbox=(2.5, 3, 4, 6)),
+    )
+    data = list_coco(root)
+    assert data.class_names == ["background", "cat", "kite"]  # by id, gaps closed
+    train = data.parts["train"]
+    assert [len(train.objects(index)) for index in range(3)] == [0, 4, 0]
+    assert train.without_objects() == 2
+    assert train.counts(data.class_names) == {"cat": 2, "kite": 2}
+    objects = train.objects(1)
+    assert train.picture(1).size == (40, 30)
+    assert objects.labels.tolist() == [1, 2, 1, 2]
+    assert objects.crowd.tolist() == [False, True, False, False]
+    assert objects.boxes[3].tolist() == [2.5, 3, 6.5, 9]
+    masks = decode_masks(objects.masks, SIZE)
+    merged = pycoco_mask.merge(pycoco_mask.frPyObjects(L_SHAPE, *SIZE))
+    assert np.array_equal(masks[0], pycoco_mask.decode(merged))
+    assert masks[1].T.ravel().nonzero()[0].tolist() == list(range(100, 150))
+    assert np.array_equal(masks[2], some_mask())
+    assert masks[3][4:8, 3:6].all()  # without a segmentation it is the box
+    assert masks[3].sum() <= 5 * 7
+    assert objects.areas.tolist() == [250.5, 50, 3, masks[3].sum()]  # as annotated, else counted
+
+
+def test_boxes_are_cut_at_the_border_and_empty_ones_counted(coco):
+    root = coco(
+        annotation(1, 10, bbox=(-5, 10, 20, 50), segmentation=L_SHAPE),
+        annotation(2, 10, bbox=(40, 0, 5, 5)),
+        annotation(3, 10, bbox=(4, 4, 0, 5)),
+        annotation(4, 10, bbox=(9, 9, 5, -2)),
+    )
+    data = list_coco(root)
+    assert data.parts["val"].objects(0).boxes.tolist() == [[0, 10, 15, 30]]
+    assert data.empty_boxes == {"train": 3, "val": 3}
+    assert data.has_masks
+    assert not list_coco(coco(annotation(1, 10))).has_masks
+
+
+def test_polygons_of_two_points_are_left_out(coco):
+    assert from_segmentation([[1, 1, 5, 5]], SIZE) is None
+    both = from_segmentation([[1, 1, 5, 5], *L_SHAPE], SIZE)
+    assert both == from_segmentation(L_SHAPE, SIZE)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(seed):
+    draw = np.random.default_rng(seed)
+    mask = (draw.random((7, 301)) < draw.choice([0, 0.001, 0.1, 0.5, 1])).astype(np.uint8)
+    encoded = pycoco_mask.encode(np.asfortranarray(mask))
+    text = {"size": [7, 301], "counts": encoded["counts"].decode()}
+    assert from_segmentation(text, (7, 301)) == text  # its lengths add up
+    assert np.array_equal(decode_masks([text], (7, 301))[0], mask)
+    assert encode_masks(mask[None]) == [text]
+    if len(text["counts"]) > 2:
+        with pytest.raises(ValueError, match="run lengths of"):
+            from_segmentation(text | {"counts": text["counts"][:-2]}, (7, 301))
+
+
+BROKEN_ANNOTATIONS = {
+    "image_id 99 is not that of any image": annotation(5, 99),
+    "category_id 1 is not that of any category": annotation(5, 10, 1),
+    r"bbox \[1, 2, 3\] is no box; expected four numbers": annotation(5, 10, bbox=(1, 2, 3)),
+    r"bbox \[1, 2, 3, nan\] is no box": annotation(5, 10, bbox=(1, 2, 3, float("nan"))),
+    "segmentation is neither polygons nor run lengths": annotation(5, 10, segmentation="all of it"),
+}
+
+
+@pytest.mark.parametrize("words", BROKEN_ANNOTATIONS)
+def test_a_broken_annotation_is_named(coco, words):
+    with pytest.raises(UserError, match=f"instances_train2017.json: annotation 5: {words}"):
+        list_coco(coco(BROKEN_ANNOTATIONS[words]))
+
+
+BROKEN_FILES = {
+    "two image entries have the id 1": {"images": 2 * [{"id": 1, "file_name": "0.png", "height": 30, "width": 40}]},
+    "image without 'width'": {"images": [{"id": 1, "file_name": "0.png", "height": 30}]},
+    "two category entries have the id 3": {"categories": [{"id": 3}, {"id": 3}]},
+    "no images in it": {"images": []},
+    "no categories in it": {"categories": []},
+    "cannot be read as COCO annotations": {"annotations": None},
+    r"train2017/5.png and 1 more: no such picture": {
+        "images": [{"id": n, "file_name": f"{n}.png", "height": 30, "width": 40} for n in (1, 5, 6)]
+    },
+}
+
+
+@pytest.mark.parametrize("words", BROKEN_FILES)
+def test_a_broken_file_is_named(coco, words):
+    with pytest.raises(UserError, match=words):
+        list_coco(coco(**BROKEN_FILES[words]))
+
+
+def test_what_is_not_there_is_named(coco, tmp_path):
+    with pytest.raises(UserError, match=r"annotations: no such folder; expected .*instances_train2017.json"):
+        list_coco(tmp_path)
+    coco(parts=("val2017",))
+    with pytest.raises(UserError, match="no annotations for training in it"):
+        list_coco(tmp_path)
+    coco(parts=("train",))
+    (tmp_path / "annotations" / "instances_train.json").write_text('{"images": [')
+    with pytest.raises(UserError, match=r"instances_train.json: cannot be read as COCO annotations"):
+        list_coco(tmp_path)
+    coco(parts=("train",))
+    coco(parts=("train2017",))
+    with pytest.raises(UserError, match=r"a second file for train, beside instances_train.json; keep one"):
+        list_coco(tmp_path)
+    (tmp_path / "annotations" / "instances_train2017.json").rename(tmp_path / "annotations" / "instances_all.json")
+    with pytest.raises(UserError, match="'all' begins with none of train, val, test"):
+        list_coco(tmp_path)
+
+
+def test_parts_must_have_the_same_categories(coco):
+    coco(parts=("train2017",))
+    root = coco(parts=("val2017",), categories=[{"id": 7, "name": "dog"}, {"id": 90, "name": "kite"}])
+    with pytest.raises(UserError, match=r"instances_val2017.json: its categories are not those of"):
+        list_coco(root)
+
+
+def test_what_does_not_fit_a_picture_is_named_when_it_is_read(coco):
+    wrong = {"size": [40, 30], "counts": [0, 1200]}
+    short = {"size": list(SIZE), "counts": [0, 1100]}
+    root = coco(annotation(3, 10, segmentation=wrong), annotation(4, 11, segmentation=short))
+    train = list_coco(root).parts["train"]
+    with pytest.raises(UserError, match=r"0.png: annotation 3: run lengths for \[40, 30\] px"):
+        train.objects(0)
+    with pytest.raises(UserError, match="annotation 4: run lengths of 1100 pixels, the picture has 1200"):
+        train.objects(1)
+    Image.new("RGB", (30, 40)).save(root / "train2017" / "2.png")
+    with pytest.raises(UserError, match=r"2.png: 30x40 px, its annotation says 40x30"):
+        train.picture(2)
+
+
+def test_the_fingerprint_tells_other_annotations(coco):
+    one = list(list_coco(coco(annotation(1, 10))).parts["train"].lines())
+    other = list(list_coco(coco(annotation(1, 10, bbox=(5, 5, 20, 19)))).parts["train"].lines())
+    assert [a == b for a, b in zip(one, other, strict=True)] == [False, True, True]
