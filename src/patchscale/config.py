@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 
 from patchscale.errors import UserError
 from patchscale.files import content_sha256
+from patchscale.head_shapes import default_head, head_shape
 from patchscale.quirks import SAMPLER_ROUNDS_TO, Quirk, quirk_problems
 from patchscale.shapes import SHAPES, image_height_width
 
@@ -28,7 +29,7 @@ _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 FOLDER_DATASETS = ("image_folder", "mask_folder")
 PICTURE_DATASETS = ("image_folder", "shards", "hf_dataset")
 """Data sets of classes whose pictures have any size."""
-OWN_DATASETS = (*FOLDER_DATASETS, "shards", "hf_dataset")
+OWN_DATASETS = (*FOLDER_DATASETS, "shards", "hf_dataset", "coco")
 """Those that `data.root` has to name."""
 SCENES_PER_SPLIT: dict[Literal["train", "val", "test"], int] = {"train": 4096, "val": 512, "test": 1024}
 """Scenes composed for a split unless the config says how many."""
@@ -96,6 +97,7 @@ class DataConfig:
         "mask_folder",
         "shards",
         "hf_dataset",
+        "coco",
     ] = "scenes"
     """`scenes` ships with the package; the named sets are torchvision's; the others are your own (docs/data.md)."""
     root: str | None = None
@@ -114,8 +116,10 @@ class DataConfig:
     eval_crop_ratio: float | None = Field(default=None, gt=0, le=1)
     """Pictures of any size: the centre crop's share of the resized picture in evaluation. Default: 0.875 up to 224 px,
     1 above, the same for every patch size. (The paper's code used 1 for patches below 16; see docs/data.md.)"""
-    augment: Literal["none", "flip", "crop", "rand_augment", "three_augment"] = "flip"
-    """Training augmentation; see `patchscale.data.transforms`."""
+    augment: Literal[
+        "none", "flip", "crop", "rand_augment", "three_augment", "shortest_edge", "large_scale_jitter"
+    ] = "flip"
+    """Training augmentation; see `patchscale.data.transforms`, and for detection `patchscale.data.detection`."""
     crop: Literal["resized", "simple"] = "resized"
     """Pictures of any size only: how `augment` crops them. simple: resize, then shift by up to 4 px (DeiT III)."""
     random_erasing: float = Field(default=0.0, ge=0, le=1)
@@ -322,7 +326,9 @@ class ExecutionConfig:
 class RunConfig:
     """Everything that determines a run."""
 
-    task: Literal["classification", "segmentation"] = "classification"
+    task: Literal["classification", "segmentation", "detection"] = "classification"
+    head: str | None = None
+    """A head of `patchscale.head_shapes.HEADS` for the task. Default: linear; for detection mask_rcnn."""
     model: ModelConfig = Field(default_factory=ModelConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     training: TrainingConfig = Field(default_factory=TrainingConfig)
@@ -338,14 +344,24 @@ class RunConfig:
             raise ValueError(
                 f"data set {self.data.name!r} has no label maps for segmentation; use one of {segmentable}"
             )
+        if (self.task == "detection") != (self.data.name == "coco") and self.data.name != "scenes":
+            fitting = "has no objects for detection; use scenes or coco"
+            raise ValueError(f"data set {self.data.name!r} {fitting if self.task == 'detection' else 'is for detection'}")
+        if self.head is not None:
+            try:
+                head_shape(self.head, task=self.task)
+            except UserError as error:
+                raise ValueError(str(error)) from None
         if self.task == "classification" and self.data.name == "mask_folder":
             raise ValueError("data set 'mask_folder' has no image classes; use task=segmentation")
-        if self.task == "segmentation" and (self.training.mixup or self.training.cutmix):
+        if self.task != "classification" and (self.training.mixup or self.training.cutmix):
             raise ValueError("training.mixup and training.cutmix apply to classification only; set them to 0")
-        if self.task == "segmentation" and self.training.loss != "cross_entropy":
+        if self.task == "detection" and self.training.label_smoothing:
+            raise ValueError("training.label_smoothing does not apply to detection; set it to 0")
+        if self.task != "classification" and self.training.loss != "cross_entropy":
             raise ValueError("training.loss='bce' applies to classification only; set it to cross_entropy")
-        if self.task == "segmentation" and self.data.random_erasing:
-            raise ValueError("data.random_erasing has no label maps to follow; set it to 0 for task=segmentation")
+        if self.task != "classification" and self.data.random_erasing:
+            raise ValueError(f"data.random_erasing has no label maps to follow; set it to 0 for task={self.task}")
         if self.data.crop == "simple":
             if self.data.name not in PICTURE_DATASETS:
                 raise ValueError(f"data.crop='simple' is for data sets of pictures of any size: {PICTURE_DATASETS}")
@@ -396,6 +412,8 @@ class RunConfig:
         del values["execution"], values["recipe"]
         values["model"]["img_size"] = list(image_height_width(self.model.img_size))
         values["training"]["quirks"].sort()
+        if self.head == default_head(self.task):
+            values["head"] = None
         shape = SHAPES.get(self.model.name)
         if shape is not None and shape.architecture != "adventurer":
             del values["model"]["flip_schedule"]

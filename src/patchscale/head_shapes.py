@@ -104,10 +104,13 @@ HEADS: dict[str, dict[str, HeadShape]] = {
 }
 """By name, then by the task it is for; of every task the plainest first."""
 
+DEFAULT_HEADS = {"detection": "mask_rcnn"}
+"""Of tasks whose usual head is not the plainest: one that finds no masks would surprise."""
+
 
 def default_head(task: str) -> str:
-    """The plainest head of `task`; raises `UserError` for an unknown task."""
-    return _heads_of(task)[0]
+    """The usual head of `task`, mostly the plainest; raises `UserError` for an unknown task."""
+    return DEFAULT_HEADS.get(task) or _heads_of(task)[0]
 
 
 def head_shape(name: str, *, task: str) -> HeadShape:

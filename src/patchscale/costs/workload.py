@@ -40,7 +40,7 @@ def workload(config: RunConfig) -> Workload:
     num_classes: int | None
     if data.name == "scenes":
         published = SCENES_PER_SPLIT["train"]
-        num_classes = SCENE_CLASSES + (config.task == "segmentation")  # label maps have a background as well
+        num_classes = SCENE_CLASSES + (config.task != "classification")  # elsewhere there is a background as well
     elif data.name in NAMED_SETS:
         images, num_classes = NAMED_SETS[data.name]
         published = images - max(1, round(data.val_fraction * images))
@@ -73,7 +73,7 @@ def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
     not on this machine, or cannot be counted without reading it."""
     assert data.root is not None
     root = Path(data.root).expanduser()
-    if not root.is_dir() or (data.name not in FOLDER_DATASETS and not (root / "index.json").is_file()):
+    if not root.is_dir() or (data.name not in (*FOLDER_DATASETS, "coco") and not (root / "index.json").is_file()):
         return None, data.num_classes
     try:
         train_images, classes = _list_folder(data.name, root, data.val_fraction, data.split_seed)
@@ -84,6 +84,7 @@ def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
 
 @cache
 def _list_folder(kind: str, root: Path, val_fraction: float, split_seed: int) -> tuple[int, int | None]:
+    from patchscale.data.coco import list_coco
     from patchscale.data.folders import divide, list_image_folder, list_mask_folder
     from patchscale.data.listing import PictureList
     from patchscale.data.shard_cache import ShardCache
@@ -94,6 +95,9 @@ def _list_folder(kind: str, root: Path, val_fraction: float, split_seed: int) ->
     if kind == "image_folder":
         parts, class_names, _ = list_image_folder(root)
         classes = len(class_names)
+    elif kind == "coco":
+        of_coco = list_coco(root)
+        parts, classes = of_coco.parts, len(of_coco.class_names)
     elif kind == "shards":
         listed = list_shards(str(root), ShardCache(root))  # with an index nothing is cached
         parts, classes = listed.parts, len(listed.class_names)

@@ -146,12 +146,6 @@ def list_coco(root: Path) -> CocoData:
     return CocoData(parts=parts, class_names=names, empty_boxes=empty, has_masks=with_masks["train"] > 0)
 
 
-def count_coco(root: Path) -> tuple[dict[str, NDArray[np.int64]], int]:
-    """Zeros for every picture of each part, and classes with the background: what costs need to know."""
-    data = list_coco(root)
-    return {part: of_part.labels for part, of_part in data.parts.items()}, len(data.class_names)
-
-
 def _files(root: Path) -> dict[str, Path]:
     """The file of annotations of each part."""
     folder = root / "annotations"

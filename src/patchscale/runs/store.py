@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
+from patchscale.head_shapes import default_head
 from patchscale.runs.record import RunDirectory
 from patchscale.runs.stages import blocked_by, stage_number
 from patchscale.shapes import SHAPES, image_height_width
@@ -30,6 +31,7 @@ RUN_COLUMNS = (
     "message",
     "progress",
     "task",
+    "head",
     "dataset",
     "model",
     "architecture",
@@ -159,6 +161,7 @@ def _unfinished(config: RunConfig, run: RunDirectory, status: dict[str, Any]) ->
     return {
         "progress": progress(run, status),
         "task": config.task,
+        "head": config.head or default_head(config.task),
         "dataset": config.data.name,
         "model": model.name,
         "architecture": shape.architecture if shape else None,

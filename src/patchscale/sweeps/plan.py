@@ -134,6 +134,7 @@ def _plan(config: RunConfig, run: RunDirectory, former: PlannedRun | None) -> Pl
         img_size=config.model.img_size,
         num_classes=images.num_classes or 0,
         task=config.task,
+        head=config.head,
         pos_embed=config.model.pos_embed,
     )
     state, kind, message = _state(run, config)

@@ -132,6 +132,7 @@ def batch_size_that_fits(loaded: Loaded, device: torch.device) -> int:
         img_size=model.img_size,
         num_classes=loaded.splits.num_classes,
         task=config.task,
+        head=config.head,
         pos_embed=model.pos_embed,
     )
     available = MEMORY_SHARE * available_bytes(device)

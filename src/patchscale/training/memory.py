@@ -171,6 +171,7 @@ def estimate_memory(
         img_size=config.model.img_size,
         num_classes=num_classes,
         task=config.task,
+        head=config.head,
         pos_embed=config.model.pos_embed,
     )
     return train_memory(

@@ -179,6 +179,7 @@ def set_up(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Set
             img_size=config.model.img_size,
             num_classes=splits.num_classes,
             task=config.task,
+            head=config.head,
             pos_embed=config.model.pos_embed,
         ),
         steps=training.num_steps(len(splits.train)),

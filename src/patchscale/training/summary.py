@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from patchscale.config import RunConfig
+from patchscale.head_shapes import default_head
 from patchscale.models.adventurer import Adventurer
 from patchscale.models.parameters import count_parameters
 from patchscale.models.ssd.selection import resolve_backend
@@ -93,6 +94,7 @@ def weights_metadata(config: RunConfig, name: str = WEIGHTS) -> dict[str, Any]:
         "run_id": config.run_id,
         "weights": {RAW_WEIGHTS: "raw", EMA_WEIGHTS: "ema"}.get(name, weights_kind(config)),
         "task": config.task,
+        "head": config.head or default_head(config.task),
         "model": config.model.name,
         "patch_size": config.model.patch_size,
         "img_size": format_img_size(config.model.img_size),
@@ -128,6 +130,7 @@ def result_row(setup: Setup, test: dict[str, Any]) -> dict[str, Any]:
         "run_id": config.run_id,
         "status": "done",
         "task": config.task,
+        "head": config.head or default_head(config.task),
         "dataset": config.data.name,
         "model": model.name,
         "architecture": task.backbone.architecture,
