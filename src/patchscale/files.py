@@ -1,5 +1,6 @@
 """Files that are either whole or absent: write to a temporary name, flush to disk, rename."""
 
+import errno
 import hashlib
 import json
 import os
@@ -30,6 +31,29 @@ def write_text(path: Path, text: str) -> None:
     """Write `text` to `path`, whole or not at all."""
     with atomic_write(path) as file:
         file.write(text)
+
+
+def create_text(path: Path, text: str) -> bool:
+    """Write `text` to `path`, whole or not at all, unless it exists; whether this call made it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}.new")
+    try:
+        with written.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.link(written, path)
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        if path.exists():  # a file system without links
+            return False
+        written.replace(path)
+    finally:
+        written.unlink(missing_ok=True)
+    return True
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -49,7 +49,7 @@ def outcome(run: RunDirectory) -> dict[str, Any]:
         "metrics": metrics(run),
         "result": {name: value for name, value in result.items() if name not in MEASURED},
         "weights": (run.checkpoint_dir / "model.safetensors").read_bytes(),
-        "files": sorted(path.name for path in run.path.rglob("*") if path.is_file()),
+        "files": sorted(path.name for path in run.path.rglob("*") if path.is_file() and path.parent != run.claims_path),
     }
 
 

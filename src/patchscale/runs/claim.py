@@ -15,10 +15,11 @@ import socket
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -38,6 +39,8 @@ class Owner:
     host: str
     boot_id: str
     """Changes when the machine restarts; process numbers start anew then."""
+    pid_namespace: str
+    """Containers on one machine count their processes each for itself."""
     pid: int
     started_ticks: int
     """When the process began, by its machine's clock: a later process may have the same number."""
@@ -52,6 +55,7 @@ class Owner:
             token=uuid.uuid4().hex,
             host=socket.gethostname(),
             boot_id=_boot_id(),
+            pid_namespace=_pid_namespace(),
             pid=os.getpid(),
             started_ticks=_started_ticks(os.getpid()) or 0,
             job=os.environ.get("SLURM_JOB_ID"),
@@ -60,8 +64,9 @@ class Owner:
 
     @property
     def is_here(self) -> bool:
-        """Whether it is, or was, a process of this machine since it started."""
-        return bool(self.boot_id) and self.boot_id == _boot_id()
+        """Whether it is, or was, a process that this one would see, since the machine started."""
+        own = (_boot_id(), _pid_namespace())
+        return bool(self.boot_id) and (self.boot_id, self.pid_namespace) == own
 
     @property
     def lives_here(self) -> bool:
@@ -88,8 +93,9 @@ class Claim:
         _touch(_beat_path(self.folder, self.number))
 
     def release(self) -> None:
-        """Let go of the run."""
-        _touch(_released_path(self.folder, self.number))
+        """Let go of the run; where that cannot be written, the end of this process or of its beats tells as much."""
+        with suppress(OSError):
+            _touch(_released_path(self.folder, self.number))
 
 
 def take_claim(folder: Path, *, stale_after_s: float = STALE_AFTER_S) -> Claim | None:
@@ -129,8 +135,10 @@ def last_number(folder: Path) -> int:
 
 
 @contextmanager
-def beating(claim: Claim, *, every_s: float = BEAT_EVERY_S) -> Iterator[threading.Event]:
-    """Beat in a thread of its own inside; the event is set when the claim is lost."""
+def beating(
+    claim: Claim, *, every_s: float = BEAT_EVERY_S, when_lost: Callable[[], None] = lambda: None
+) -> Iterator[threading.Event]:
+    """Beat in a thread of its own inside; when the claim is lost, the event is set and `when_lost` called there."""
     lost, ended = threading.Event(), threading.Event()
 
     def beat() -> None:
@@ -139,6 +147,7 @@ def beating(claim: Claim, *, every_s: float = BEAT_EVERY_S) -> Iterator[threadin
                 claim.beat()
             except ClaimLost:
                 lost.set()
+                when_lost()
                 return
             except OSError:
                 continue  # the file system is away; the next beat may reach it
@@ -166,11 +175,14 @@ def _age_s(folder: Path, number: int) -> float:
     beat = _beat_path(folder, number)
     last = (beat if beat.exists() else _claim_path(folder, number)).stat().st_mtime
     probe = folder / f".now-{uuid.uuid4().hex}"
-    probe.write_bytes(b"")
     try:
+        probe.touch()
         return probe.stat().st_mtime - last
+    except OSError:  # runs of others, which may only be read
+        return time.time() - last
     finally:
-        probe.unlink(missing_ok=True)
+        with suppress(OSError):
+            probe.unlink(missing_ok=True)
 
 
 def _create(path: Path, owner: Owner) -> bool:
@@ -218,11 +230,23 @@ def _released_path(folder: Path, number: int) -> Path:
 
 
 def _touch(path: Path) -> None:
-    """Set the time of last change to the server's now."""
-    with path.open("wb") as file:
-        file.write(b"%.3f\n" % time.time())
+    """Set the time of last change to the server's now; takes no room on the disk."""
+    path.touch()
 
 
+def last_beat_age_s(folder: Path) -> float | None:
+    """Seconds since the owner of the highest claim last gave a sign of life; None without a claim."""
+    number = last_number(folder)
+    return _age_s(folder, number) if number else None
+
+
+def _pid_namespace() -> str:
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+@cache
 def _boot_id() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()

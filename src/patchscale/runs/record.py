@@ -9,25 +9,26 @@
         result.json        one row of results, written once, at the end
         checkpoint/        what a resume needs, and the final weights
         log.txt            what the run printed
+        claims/            which process carries it out (claim.py)
 
 Small files are written to a temporary name and renamed; metrics.jsonl is appended to.
 """
 
 import errno
-import fcntl
 import json
 import os
 import socket
-import time
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from patchscale.config import RunConfig, load_config
 from patchscale.errors import UserError
-from patchscale.files import write_json, write_text
+from patchscale.files import create_text, write_json, write_text
+from patchscale.runs.claim import Owner, beating, holder, last_number, take_claim
 
 STATES = ("queued", "running", "done", "failed", "interrupted")
 FAILURE_KINDS = ("non_finite", "out_of_memory", "storage", "data", "config", "hung_rank", "crash")
@@ -47,12 +48,10 @@ class RunDirectory:
     def create(cls, runs_root: Path, study: str, config: RunConfig) -> "RunDirectory":
         """The directory of `config` under `runs_root/study`; made and marked queued if it is new."""
         run = cls(runs_root / study / config.run_id)
+        # Neither replaces a file: another process may be making the same run, or be further.
         if not run.config_path.exists():
-            # Under the lock, lest a process that makes the same run now and starts it be told that it is queued.
-            with suppress(RunBusy), run.lock():
-                if not run.config_path.exists():
-                    run.write_status("queued")
-                    write_text(run.config_path, config.to_yaml())
+            create_text(run.path / "status.json", run._status_text("queued"))
+            create_text(run.config_path, config.to_yaml())
         return run
 
     @property
@@ -106,16 +105,18 @@ class RunDirectory:
         with suppress(UserError):
             before = self.read_json("status.json") or {}
             details = {name: before[name] for name in ("step", "steps") if name in before} | details
-        write_json(
-            self.path / "status.json",
-            {
-                "state": state,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-                "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
-                **details,
-            },
-        )
+        write_text(self.path / "status.json", self._status_text(state, **details))
+
+    def _status_text(self, state: str, **details: Any) -> str:
+        """With the number of the newest claim: which attempt says so."""
+        status = {
+            "state": state,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "attempt": self.attempt(),
+            "updated_at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        return json.dumps(status | details, indent=2) + "\n"
 
     def result(self) -> dict[str, Any] | None:
         """The results row, or None before the end."""
@@ -140,40 +141,40 @@ class RunDirectory:
 
     @contextmanager
     def lock(self) -> Iterator[None]:
-        """Hold the run for this process; the system releases it if the process dies.
+        """Claim the run for this process, which no other process of any machine then does (`claim.py`).
 
-        Raises `RunBusy` if another process holds it.
+        Raises `RunBusy` if a living process holds it. A process that was taken for dead, because it gave no sign of
+        life for `STALE_AFTER_S`, ends at once when it finds that another one has gone on.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        with (self.path / ".lock").open("w") as file:
-            if not _try_lock(file, patience_s=0.5):
-                raise RunBusy(f"{self.path}: another process is running this run; wait for it")
-            yield
+        claim = take_claim(self.claims_path)
+        if claim is None:
+            raise RunBusy(f"{self.path}: another process is running this run; wait for it")
+        try:
+            with beating(claim, when_lost=self._end_at_once):
+                yield
+        finally:
+            claim.release()
 
     def is_locked(self) -> bool:
-        """Whether a living process on this machine holds the run."""
-        try:
-            with (self.path / ".lock").open("r") as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except FileNotFoundError:
-            return False
-        except BlockingIOError:
-            return True
-        return False
+        """Whether a living process holds the run."""
+        return self.owner() is not None
 
+    def owner(self) -> Owner | None:
+        """The living process that holds the run."""
+        return holder(self.claims_path)
 
-def _try_lock(file: IO[str], *, patience_s: float) -> bool:
-    """Take the lock, or give up after `patience_s`: whoever asks `is_locked` holds it for an instant."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                return False
-            time.sleep(0.01)
-        else:
-            return True
+    def attempt(self) -> int:
+        """How often the run has been claimed; changes with every attempt at it."""
+        return last_number(self.claims_path)
+
+    @property
+    def claims_path(self) -> Path:
+        """Claims of the processes that carried it out."""
+        return self.path / "claims"
+
+    def _end_at_once(self) -> None:
+        print(f"error: {self.path}: this process was taken for dead, another one goes on", file=sys.stderr, flush=True)
+        os._exit(os.EX_TEMPFAIL)
 
 
 def append_jsonl(path: Path, row: dict[str, Any]) -> None:
