@@ -345,8 +345,8 @@ class RunConfig:
                 f"data set {self.data.name!r} has no label maps for segmentation; use one of {segmentable}"
             )
         if (self.task == "detection") != (self.data.name == "coco") and self.data.name != "scenes":
-            fitting = "has no objects for detection; use scenes or coco"
-            raise ValueError(f"data set {self.data.name!r} {fitting if self.task == 'detection' else 'is for detection'}")
+            why = "has no objects for detection; use scenes or coco" if self.task == "detection" else "is for detection"
+            raise ValueError(f"data set {self.data.name!r} {why}")
         if self.head is not None:
             try:
                 head_shape(self.head, task=self.task)

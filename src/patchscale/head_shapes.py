@@ -6,6 +6,7 @@ is the map enlarged or reduced by a power of two, so its stride is p / 2**doubli
 
 from dataclasses import dataclass
 from math import ceil, log2
+from typing import Any
 
 from patchscale.errors import UserError
 
@@ -76,6 +77,8 @@ class MaskRCNNShape:
     mask_size: int = 14
     """Side of a mask's features; masks are twice as large."""
     mask_convs: int = 4
+    train_anchors: int = 256
+    """Anchors of an image that proposals are trained on, half of them at most hits."""
     train_boxes: int = 512
     """Proposals of an image that are trained on."""
     train_masks: int = 128
@@ -92,6 +95,18 @@ class MaskRCNNShape:
 
 HeadShape = LinearHeadShape | LinearDetectorShape | UperNetShape | MaskRCNNShape
 
+NANO: dict[str, Any] = {
+    "channels": 32,
+    "box_hidden": 128,
+    "mask_convs": 2,
+    "train_anchors": 64,
+    "train_boxes": 64,
+    "train_masks": 16,
+    "proposals": 100,
+    "detections": 30,
+}
+"""Of heads for pictures of some ten pixels and models that a CPU trains, as vit_nano: nobody's published sizes."""
+
 HEADS: dict[str, dict[str, HeadShape]] = {
     "linear": {
         "classification": LinearHeadShape(dense=False),
@@ -101,6 +116,8 @@ HEADS: dict[str, dict[str, HeadShape]] = {
     "upernet": {"segmentation": UperNetShape()},
     "mask_rcnn": {"detection": MaskRCNNShape()},
     "cascade_mask_rcnn": {"detection": MaskRCNNShape(box_stages=3, class_agnostic_boxes=True)},
+    "mask_rcnn_nano": {"detection": MaskRCNNShape(**NANO)},
+    "cascade_mask_rcnn_nano": {"detection": MaskRCNNShape(**NANO, box_stages=3, class_agnostic_boxes=True)},
 }
 """By name, then by the task it is for; of every task the plainest first."""
 

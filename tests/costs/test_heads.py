@@ -21,6 +21,7 @@ from patchscale.head_shapes import (
     LinearHeadShape,
     MaskRCNNShape,
     UperNetShape,
+    default_head,
     detection_levels,
     head_shape,
     level_grid,
@@ -320,6 +321,13 @@ def test_the_heads_of_every_task():
         ("linear", "detection"),
         ("mask_rcnn", "detection"),
         ("cascade_mask_rcnn", "detection"),
+        ("mask_rcnn_nano", "detection"),
+        ("cascade_mask_rcnn_nano", "detection"),
+    }
+    assert {task: default_head(task) for task in ("classification", "segmentation", "detection")} == {
+        "classification": "linear",
+        "segmentation": "linear",
+        "detection": "mask_rcnn",
     }
     assert head_shape("linear", task="segmentation") == LinearHeadShape(dense=True)
 

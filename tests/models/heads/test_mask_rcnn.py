@@ -7,6 +7,8 @@ import torch
 from torch import nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads
+from torchvision.models.detection.rpn import RegionProposalNetwork
 from torchvision.ops import MultiScaleRoIAlign
 
 from patchscale.costs.heads import count_head
@@ -44,8 +46,8 @@ def test_every_stride_trains_and_detects(name, patch_size):
     images = torch.randn(2, 3, height, width)
     feature_map = torch.randn(2, 8, height // patch_size, width // patch_size, requires_grad=True)
     _, losses = head.train()(feature_map, images, targets_of(3, 0, size=(height, width)))
-    assert all(loss.isfinite() for loss in losses.values())
-    sum(losses.values()).backward()
+    assert all(loss.isfinite().all() for loss in losses.values())
+    sum(losses.values()).sum().backward()
     assert feature_map.grad.isfinite().all()
     assert feature_map.grad.abs().sum() > 0
     assert all(parameter.grad is not None for parameter in head.parameters())
@@ -125,5 +127,83 @@ def test_boxes_without_objects_and_images_without_boxes():
     for shape in SHAPES.values():
         head = MaskRCNN(shape, embed_dim=8, patch_size=8, num_classes=4).train()
         _, losses = head(torch.randn(2, 8, 8, 12), torch.randn(2, 3, 64, 96), targets_of(0, 0))
-        assert all(loss.isfinite() for loss in losses.values())
-        sum(losses.values()).backward()
+        assert all(loss.isfinite().all() for loss in losses.values())
+        sum(losses.values()).sum().backward()
+
+
+def seeds(*numbers):
+    return [torch.Generator().manual_seed(number) for number in numbers]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_losses_of_an_image_are_its_own(name):
+    """Whatever else is in the batch; an image without objects among them."""
+    torch.manual_seed(0)
+    head = MaskRCNN(SHAPES[name], embed_dim=8, patch_size=8, num_classes=4).double().train()
+    maps, images = torch.randn(3, 8, 8, 12).double(), torch.randn(3, 3, 64, 96)
+    targets = targets_of(3, 0, 2)
+    _, together = head(maps, images, targets, seeds(5, 6, 7))
+    for number in range(3):
+        own = slice(number, number + 1)
+        _, alone = head(maps[own], images[own], targets[own], seeds(5 + number))
+        for part, losses in together.items():
+            torch.testing.assert_close(losses[own], alone[part], rtol=1e-9, atol=1e-12, msg=f"{part} of {number}")
+    _, again = head(maps, images, targets, seeds(5, 6, 8))
+    assert (torch.stack([*again.values()]) != torch.stack([*together.values()])).any(0).tolist() == [False, False, True]
+
+
+def test_one_stage_is_torchvisions():
+    """Same weights, same images: same detections; and, where nothing is drawn, the same losses."""
+    torch.manual_seed(0)
+    shape = replace(SHAPES["mask_rcnn"], train_boxes=4000, train_masks=1000)  # all of them
+    head = MaskRCNN(shape, embed_dim=8, patch_size=8, num_classes=4)
+    mine = head.boxes
+    theirs = RoIHeads(
+        *(mine.box_roi_pool, mine.box_heads[0], mine.box_predictors[0]),
+        *(0.5, 0.5, 4000, 0.25, None, 0.05, 0.5, 100),
+        *(mine.mask_roi_pool, mine.mask_head, mine.mask_predictor),
+    )
+    nn.init.normal_(mine.box_predictors[0].cls_score.weight, std=0.3)
+    levels = {str(n): torch.randn(1, 16, 16 // 2**n, 24 // 2**n) for n in range(4)}
+    targets, sizes = targets_of(3), [(64, 96)]
+    proposals = [target["boxes"].repeat(20, 1) + 3 * torch.randn(20 * len(target["boxes"]), 4) for target in targets]
+    proposals = [torch.cat([own[:, :2].clamp(min=0), own[:, 2:] + 8], 1) for own in proposals]
+    (found,), _ = mine.eval()(levels, proposals, sizes, None, [None])
+    (expected,), _ = theirs.eval()(levels, proposals, sizes)
+    assert found.keys() == expected.keys()
+    assert len(found["boxes"]) > 3
+    for part, value in expected.items():
+        torch.testing.assert_close(found[part], value)
+    _, losses = mine.train()(levels, list(proposals), sizes, targets, [None])
+    _, expected = theirs.train()(levels, list(proposals), sizes, targets)
+    for part, value in expected.items():
+        torch.testing.assert_close(losses[part][0], value)
+
+
+def test_proposals_are_torchvisions():
+    torch.manual_seed(0)
+    head = MaskRCNN(replace(SHAPES["mask_rcnn"], train_anchors=10**6), embed_dim=8, patch_size=8, num_classes=4)
+    mine = head.proposals
+    numbers = {"training": 100, "testing": 50}
+    theirs = RegionProposalNetwork(mine.anchor_generator, mine.head, 0.7, 0.3, 10**6, 0.5, numbers, numbers, 0.7)
+    levels = {str(n): torch.randn(1, 16, 16 // 2**n, 24 // 2**n) for n in range(5)}
+    images, targets = ImageList(torch.empty(1, 3, 64, 96), [(64, 96)]), targets_of(3)
+    for training in (False, True):
+        found, losses = mine.train(training)(images, levels, targets, [None])
+        expected, expected_losses = theirs.train(training)(images, levels, targets)
+        torch.testing.assert_close(found, expected)
+        for part, value in expected_losses.items():
+            torch.testing.assert_close(losses[part][0], value)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_under_bfloat16_boxes_keep_their_places(name):
+    torch.manual_seed(0)
+    head = MaskRCNN(SHAPES[name], embed_dim=8, patch_size=8, num_classes=4).train()
+    maps, images, targets = torch.randn(2, 8, 8, 12), torch.randn(2, 3, 64, 96), targets_of(3, 2)
+    with torch.autocast("cpu", torch.bfloat16):
+        _, losses = head(maps, images, targets, seeds(1, 2))
+        found, _ = head.eval()(maps, images)
+    assert {loss.dtype for loss in losses.values()} == {torch.float32}
+    assert {image["boxes"].dtype for image in found} == {torch.float32}
+    sum(losses.values()).sum().backward()

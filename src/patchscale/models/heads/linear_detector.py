@@ -11,6 +11,9 @@ import torch
 from torch import Tensor, nn
 from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss, sigmoid_focal_loss
 
+from patchscale.models.heads.layers import at_least_float32
+from patchscale.models.heads.sampling import Generators
+
 MIDDLE = 0.5
 """Side of an object's middle as a part of its box; the token at the very middle counts always."""
 PRIOR = 0.01
@@ -36,14 +39,18 @@ class LinearDetector(nn.Module):
         nn.init.constant_(self.head.bias[: num_classes - 1], -math.log((1 - PRIOR) / PRIOR))
 
     def forward(
-        self, feature_map: Tensor, images: Tensor, targets: list[dict[str, Tensor]] | None = None
+        self,
+        feature_map: Tensor,
+        images: Tensor,
+        targets: list[dict[str, Tensor]] | None = None,
+        generators: Generators | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Boxes of each image, or in training losses by name; `targets` and boxes as in `mask_rcnn.MaskRCNN`.
+        """Boxes of each image, or in training losses [B] by name; `targets` and boxes as in `mask_rcnn.MaskRCNN`.
 
-        There are no masks. Losses are means over images, so that parts of a batch count by their share of images.
+        There are no masks, and nothing is drawn.
         """
         height, width = feature_map.shape[-2:]
-        predicted = self.head(feature_map.flatten(2).transpose(1, 2)).float()
+        predicted = at_least_float32(self.head(feature_map.flatten(2).transpose(1, 2)))
         logits, sides = predicted.split([predicted.shape[-1] - 4, 4], dim=-1)
         centres = self._centres(height, width, feature_map.device)
         boxes = self._boxes(centres, sides)
@@ -80,11 +87,12 @@ class LinearDetector(nn.Module):
             share = max(1, len(tokens))
             classification.append(sigmoid_focal_loss(of_image, wanted, reduction="sum") / share)
             regression.append(
-                generalized_box_iou_loss(found[tokens], target["boxes"][objects].float(), reduction="sum") / share
+                generalized_box_iou_loss(found[tokens], target["boxes"][objects].to(found.dtype), reduction="sum")
+                / share
             )
         return {
-            "loss_classifier": torch.stack(classification).mean(),
-            "loss_box_reg": torch.stack(regression).mean(),
+            "loss_classifier": torch.stack(classification),
+            "loss_box_reg": torch.stack(regression),
         }
 
     def _owners(self, centres: Tensor, boxes: Tensor) -> Tensor:

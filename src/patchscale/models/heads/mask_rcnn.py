@@ -1,26 +1,28 @@
 """Mask R-CNN and Cascade Mask R-CNN on the simple feature pyramid of a plain backbone, at every patch size.
 
-`patchscale.head_shapes.MaskRCNNShape` says of what they are made. Anchors, proposals, boxes, masks are torchvision's.
+`patchscale.head_shapes.MaskRCNNShape` says of what they are made. Anchors, proposals, boxes, masks are torchvision's;
+what is drawn and how losses are averaged is by image (`sampling.py`).
 B images, D features of the backbone, C channels of the pyramid, p patch size, K classes with background 0.
 """
 
 from collections import OrderedDict
 from typing import Any
 
-import torch
 from timm.layers import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
-from torchvision.models.detection.roi_heads import RoIHeads
-from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.models.detection.rpn import RPNHead
 
 from patchscale.head_shapes import MaskRCNNShape, detection_levels
+from patchscale.models.heads.box_stages import BoxStages
 from patchscale.models.heads.boxes import ASPECT_RATIOS, BoxPooling, StrideAnchors
-from patchscale.models.heads.cascade import CascadeRoIHeads
+from patchscale.models.heads.layers import at_least_float32
+from patchscale.models.heads.proposals import Proposals
 from patchscale.models.heads.pyramid import rescale
+from patchscale.models.heads.sampling import Generators
 
 SCORE_THRESHOLD = 0.05
 NMS_IOU = 0.5
@@ -39,12 +41,12 @@ class MaskRCNN(nn.Module):
             _Level(shape.pyramid_widths(embed_dim, doublings), doublings, shape.channels) for doublings in levels
         )
         strides = [patch_size / 2.0**doublings for doublings in levels]
-        self.proposals = RegionProposalNetwork(
+        self.proposals = Proposals(
             StrideAnchors([*strides, 2 * strides[-1]]),
             RPNHead(shape.channels, shape.anchors_per_place),
             fg_iou_thresh=0.7,
             bg_iou_thresh=0.3,
-            batch_size_per_image=256,
+            anchors_trained=shape.train_anchors,
             positive_fraction=0.5,
             pre_nms_top_n={"training": 2 * shape.proposals, "testing": shape.proposals},
             post_nms_top_n={"training": 2 * shape.proposals, "testing": shape.proposals},
@@ -53,9 +55,13 @@ class MaskRCNN(nn.Module):
         self.boxes = _roi_heads(shape, strides, num_classes)
 
     def forward(
-        self, feature_map: Tensor, images: Tensor, targets: list[dict[str, Tensor]] | None = None
+        self,
+        feature_map: Tensor,
+        images: Tensor,
+        targets: list[dict[str, Tensor]] | None = None,
+        generators: Generators | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Detections of each image, or in training losses by name.
+        """Detections of each image, or in training losses [B] by name; `generators` draw what is trained on.
 
         `targets` of an image: boxes [n, 4] (x1, y1, x2, y2 in pixels), labels [n] (1 to K - 1), masks [n, H, W] of 0
         and 1. Detections: boxes, labels, scores [n], the best first, and masks [n, 1, 28, 28] in [0, 1] on the boxes.
@@ -65,8 +71,9 @@ class MaskRCNN(nn.Module):
         maps = [level(feature_map) for level in self.pyramid]
         features = OrderedDict((str(number), level) for number, level in enumerate(maps))
         for_proposals = features | {"pool": F.max_pool2d(maps[-1], 1, stride=2)}
-        proposals, proposal_losses = self.proposals(ImageList(images, sizes), for_proposals, targets)
-        detections, losses = self.boxes(features, proposals, sizes, targets)
+        generators = [None] * len(images) if generators is None else generators
+        proposals, proposal_losses = self.proposals(ImageList(images, sizes), for_proposals, targets, generators)
+        detections, losses = self.boxes(features, proposals, sizes, targets, generators)
         return detections, losses | proposal_losses
 
 
@@ -85,8 +92,7 @@ class _Level(nn.Module):
 
     def forward(self, feature_map: Tensor) -> Tensor:
         # float32, because the parts of torchvision that follow sort, compare and pool in it
-        projected: Tensor = self.project(self.rescale(feature_map))
-        return projected.to(torch.promote_types(projected.dtype, torch.float32))
+        return at_least_float32(self.project(self.rescale(feature_map)))
 
 
 class _AgnosticPredictor(nn.Module):
@@ -101,11 +107,11 @@ class _AgnosticPredictor(nn.Module):
         return self.cls_score(features), self.bbox_pred(features)
 
 
-def _roi_heads(shape: MaskRCNNShape, strides: list[float], num_classes: int) -> RoIHeads:
+def _roi_heads(shape: MaskRCNNShape, strides: list[float], num_classes: int) -> BoxStages:
     mask_channels = (shape.channels,) * shape.mask_convs
     common: dict[str, Any] = {
         "box_roi_pool": BoxPooling(strides, shape.box_size),
-        "batch_size_per_image": shape.train_boxes,
+        "boxes_trained": shape.train_boxes,
         "positive_fraction": shape.train_masks / shape.train_boxes,
         "score_thresh": SCORE_THRESHOLD,
         "nms_thresh": NMS_IOU,
@@ -115,15 +121,6 @@ def _roi_heads(shape: MaskRCNNShape, strides: list[float], num_classes: int) -> 
         "mask_predictor": MaskRCNNPredictor(shape.channels, shape.channels, num_classes),
     }
     heads = [TwoMLPHead(shape.channels * shape.box_size**2, shape.box_hidden) for _ in range(shape.box_stages)]
-    if shape.box_stages > 1:
-        predictors = [_AgnosticPredictor(shape.box_hidden, num_classes) for _ in heads]
-        return CascadeRoIHeads(box_heads=heads, box_predictors=predictors, **common)
-    predictor = FastRCNNPredictor(shape.box_hidden, num_classes)
-    return RoIHeads(
-        box_head=heads[0],
-        box_predictor=predictor,
-        fg_iou_thresh=0.5,
-        bg_iou_thresh=0.5,
-        bbox_reg_weights=None,
-        **common,
-    )
+    predictor = _AgnosticPredictor if shape.class_agnostic_boxes else FastRCNNPredictor
+    predictors = [predictor(shape.box_hidden, num_classes) for _ in heads]
+    return BoxStages(box_heads=heads, box_predictors=predictors, **common)
