@@ -12,6 +12,7 @@ from patchscale.planner.plan import plan
 from patchscale.planner.prices import price
 from patchscale.planner.space import Space
 from patchscale.planner.ties import compare
+from patchscale.planner.vision_language import VisionLanguageSpace
 
 
 @pytest.fixture(scope="module")
@@ -187,6 +188,9 @@ def test_a_plain_function_has_no_interval_and_ties_only_equals():
         ({"visual_token": 3}, "budget 'visual_token' is not priced"),
         ({"train_gpu_hours": 0}, "train_gpu_hours=0 is not a positive number"),
         ({"model": 3}, "budget 'model' is not priced"),
+        ({"train_gpu_hours": "200"}, "budget train_gpu_hours='200' is not a positive number"),
+        ({"train_gpu_hours": None}, "budget train_gpu_hours=None is not a positive number"),
+        (["train_gpu_hours"], "are no limits by name"),
         (
             {"train_gpu_hours": 1e-3, "latency_s": 1.0},
             "adventurer_tiny with 64 px images in patches of 32 px, trained on 300M images, needs train_gpu_hours=",
@@ -210,3 +214,37 @@ def test_an_unpriced_budget_says_what_it_needs(joint_fit):
         plan(lambda table: [1.0, 2.0], space, budgets={"infer_flops": 1e12})
     with pytest.raises(UserError, match="no finite value"):
         plan(lambda table: [np.nan], space, budgets={"infer_flops": 1e12})
+
+
+def test_columns_a_plan_writes_itself_are_refused(joint_fit, priced):
+    for name in ("predicted", "low", "tied", "gain", "within_budget"):
+        with pytest.raises(UserError, match=f"a plan writes itself: {name}; rename or drop"):
+            plan(joint_fit, priced.assign(**{name: 1.0}), budgets={"infer_flops": 1e12})
+
+
+def test_ties_are_ranked_by_a_price_that_is_known(joint_fit, priced):
+    cost = priced["latency_s"].where(priced["patch_size"] > 2)
+    with pytest.raises(UserError, match="rank_by='cost' is no finite number in"):
+        plan(joint_fit, priced.assign(cost=cost), budgets={"infer_flops": 1e12}, rank_by="cost")
+    kept = plan(
+        joint_fit,
+        priced.assign(cost=cost, coarse=32 / priced["patch_size"]),
+        budgets={"infer_flops": 1e12, "coarse": 8},
+        rank_by="cost",
+    )
+    assert kept.best["cost"] == kept.best["latency_s"]
+    assert kept.ties["cost"].is_monotonic_increasing
+
+
+def test_a_slip_in_an_option_of_pricing_is_one_line(joint_fit):
+    space = Space(models=["adventurer_tiny"], img_sizes=[64], patch_sizes=[16])
+    with pytest.raises(UserError, match="'devise' is no option of a plan; did you mean 'device'"):
+        plan(joint_fit, space, budgets={"infer_flops": 1e12}, devise="a100")
+    made = plan(joint_fit, space, budgets={"infer_flops": 1e12}, device="a100", batch_size=2, infer_batch_size=2)
+    assert made.conventions["memory"] == "a training step of 2 images in bf16"
+    tokens = VisionLanguageSpace(llms={"7B": 7e9}, visual_tokens=[4])
+    with pytest.raises(UserError, match="'batch_siz' is no option of a plan; did you mean 'batch_size'"):
+        plan(lambda table: table["llm_params"], tokens, budgets={"infer_flops": 1e13}, batch_siz=2)
+    named = VisionLanguageSpace(models=["paligemma-3b-224"], img_sizes=[224])
+    made = plan(lambda table: -table["visual_tokens"], named, budgets={"infer_flops": 1e13}, num_images=1, new_tokens=4)
+    assert made.best["model"] == "paligemma-3b-224"

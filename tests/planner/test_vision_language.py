@@ -210,6 +210,7 @@ def test_what_cannot_be_built_is_left_out_and_refused_if_nothing_is_left():
         ({}, "give either visual_tokens, or encoders"),
         ({"visual_tokens": [4], "encoders": ["vit_base"]}, "give either visual_tokens, or encoders"),
         ({"encoders": ["vit_base"]}, "no img_sizes"),
+        ({"visual_tokens": [4], "img_sizes": [224], "merge_factors": [2]}, "leave out img_sizes and merge_factors"),
         ({"visual_tokens": [0]}, "visual_tokens: 0 is not a positive number"),
         ({"visual_tokens": [4], "text_tokens": -1}, "text_tokens=-1 cannot be negative"),
     ],

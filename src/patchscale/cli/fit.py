@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def fit(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(help="A folder of runs, `published:NAME`, or a CSV file with a row per run.")
     ] = "",
@@ -88,7 +89,7 @@ def fit(
     """
     import sys
 
-    from patchscale.cli.ignored import refuse_ignored
+    from patchscale.cli.ignored import refuse_ignored, typed
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
@@ -122,6 +123,7 @@ def fit(
             "--device": device,
             "--fixed": fixed,
             "--candidates": candidates,
+            **typed(context, "--runs", "--design-method"),
         }
         refuse_ignored("these options are of the runs that --design proposes", grid_options)
     if compare or design:
@@ -136,9 +138,20 @@ def fit(
 
         for name in ("form", "level"):
             options.pop(name)
+        unused = typed(context, "--form", "--level", "--draws", "--huber", "--cluster-by")
+        refuse_ignored("--compare fits every law of --forms by least squares, without intervals", unused)
         compare_forms(table, forms, options, json=json)
         return
     if design:
+        if candidates:
+            grid_options = {
+                "--models": models,
+                "--img-sizes": img_sizes,
+                "--patch-sizes": patch_sizes,
+                "--images-seen": images_seen,
+                "--device": device,
+            }
+            refuse_ignored("--candidates brings its own runs and prices", grid_options)
         from patchscale.cli.fit_design import Grid
         from patchscale.cli.fit_design import design as design_runs
 
@@ -155,6 +168,8 @@ def fit(
         design_runs(table, design, grid, options, runs=runs, method=design_method, json=json)
         return
     if law_named(form).one_curve and target != "logit-error" and not (groups or factors or huber):
+        unused = typed(context, "--draws", "--seed", "--cluster-by")
+        refuse_ignored("the intervals of a single curve are profiles, without draws", unused)
         fits = fit_curves(table, by=_names(by) or None, **options)
     else:
         options |= {"groups": _names(groups), "factors": _names(factors), "cluster_by": _names(cluster_by) or None}
@@ -164,6 +179,9 @@ def fit(
     if len(fits.dropped):
         reasons = shorten(fits.dropped["reason"])
         print(f"{len(fits.dropped)} of {len(table)} rows are left out: {reasons}", file=sys.stderr)
+    idle = [name for name, given in typed(context, "--draws", "--cluster-by").items() if given]
+    if idle and not any(one.bootstrap for one in fits):
+        print(f"{' and '.join(idle)}: without effect, the intervals are profiles (few rows)", file=sys.stderr)
     if json:
         print_json(_as_json(fits, points if points is not None else sizes))
     else:

@@ -1,7 +1,10 @@
 """Options that would have no effect where they are given: refused, so that nobody takes them for heard."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import typer
 
 
 def refuse_ignored(why: str, given: Mapping[str, Any]) -> None:
@@ -11,3 +14,9 @@ def refuse_ignored(why: str, given: Mapping[str, Any]) -> None:
     names = [name for name, value in given.items() if value]
     if names:
         raise UserError(f"{why}; leave out {' and '.join(names)}")
+
+
+def typed(context: "typer.Context", *options: str) -> dict[str, bool]:
+    """Which of `options` (--draws) stand on the command line, whatever their value: for those that have a default."""
+    sources = {name: context.get_parameter_source(name.removeprefix("--").replace("-", "_")) for name in options}
+    return {name: source is not None and source.name == "COMMANDLINE" for name, source in sources.items()}

@@ -18,6 +18,7 @@ ROWS = 8
 
 
 def plan(
+    context: typer.Context,
     source: Annotated[
         str, typer.Argument(help="A folder of runs, `published:NAME`, or a CSV file with a row per run.")
     ] = "",
@@ -79,7 +80,7 @@ def plan(
     visual_tokens, params_total; with --vlm infer_flops, latency_s (to the first token) and peak_memory_bytes are those
     of a request, and kv_cache_bytes is known. FLOPs are 2 x MACs.
     """
-    from patchscale.cli.ignored import refuse_ignored
+    from patchscale.cli.ignored import refuse_ignored, typed
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
     from patchscale.errors import UserError
@@ -109,7 +110,8 @@ def plan(
     table = select_rows(load_table(source), where or [])
     target = target or ("error" if "metric" in table and table["metric"].notna().any() else "loss")
     if schedule:
-        refuse_ignored("--schedule follows from the checkpoints of the table alone", spaces | laws | prices)
+        others = spaces | laws | prices | typed(context, "--form", "--seed", "--text-tokens")
+        refuse_ignored("--schedule follows from the checkpoints of the table alone", others)
         _schedule(table, limits, target, report, source, json=json)
         return
     # what could be built first: a mistake in it should not wait for the fit
@@ -129,7 +131,7 @@ def plan(
             space = _vision_language(table, llm or [], visual_tokens, model, sides, text_tokens, constants)
         pricing: dict[str, Any] = {"device": device or None, "batch_size": batch_size or 1}
     else:
-        tokens = {"--visual-tokens": visual_tokens, "--merge-factor": merge_factor}
+        tokens = {"--visual-tokens": visual_tokens, "--merge-factor": merge_factor, **typed(context, "--text-tokens")}
         refuse_ignored("these options are for vision-language models, given with --vlm or --llm", tokens)
         space = _vision(table, model, img_size, patch_size, images_seen, constants)
         pricing = {"device": device or None, "batch_size": batch_size or 64}

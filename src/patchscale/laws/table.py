@@ -40,6 +40,9 @@ class Target:
         return 1 - cells if self.is_error else cells
 
 
+MOST, LEAST = 1e30, 1e-30
+"""Numbers beyond these are slips; their powers leave what floating point holds, so they are refused by name."""
+
 TARGETS = {
     "loss": Target("loss", "test_loss", is_error=False),
     "error": Target("error", "metric", is_error=True),
@@ -88,7 +91,21 @@ def split_usable(table: pd.DataFrame, law: "Law", target: Target) -> tuple[pd.Da
         because(usable.notna() & usable.duplicated(), "the same run is in the table twice")
     used = reasons == ""
     numbers = {axis.column: pd.to_numeric(table.loc[used, axis.column]) for axis in law.axes}
-    return table[used].assign(**numbers), table[~used].assign(reason=reasons[~used])
+    rows = table[used].assign(**numbers)
+    for column in (*numbers, target.column):
+        refuse_extremes(rows, column)
+    return rows, table[~used].assign(reason=reasons[~used])
+
+
+def refuse_extremes(rows: pd.DataFrame, column: str) -> None:
+    """Raise `UserError` for the first number in `column` that is far too large or, but for 0, far too small."""
+    sizes = pd.to_numeric(rows[column], errors="coerce").astype(float).abs()
+    wrong = rows[(sizes > MOST) | ((sizes < LEAST) & (sizes > 0))]
+    if len(wrong):
+        raise UserError(
+            f"{column}={float(wrong[column].iloc[0]):g} in row {wrong.index[0]} (index of the table): numbers lie "
+            f"between {LEAST:g} and {MOST:g}; correct it, or leave the row out"
+        )
 
 
 def _why_unusable(table: pd.DataFrame, column: str) -> pd.Series:
@@ -137,6 +154,8 @@ def undescribed_columns(rows: pd.DataFrame, law: "Law", target: Target, keys: Se
 def measured_values(rows: pd.DataFrame, law: "Law", target: Target, label: str) -> NDArray[np.float64]:
     """The target of every row; raises `UserError` for values that no law reaches, naming the first row's place."""
     values = target.values(rows).to_numpy(float)
+    if target.is_error:
+        refuse_percentages(rows, target.column)
     reached = (values > 0) & (values < (1.0 if target.logit else np.inf))
     if not reached.all():
         first = rows[~reached].iloc[0]
@@ -147,6 +166,17 @@ def measured_values(rows: pd.DataFrame, law: "Law", target: Target, label: str) 
     return values
 
 
+def refuse_percentages(rows: pd.DataFrame, column: str) -> None:
+    """Raise `UserError` for the first number in `column` that is no fraction, naming it and its row."""
+    cells = pd.to_numeric(rows[column], errors="coerce").astype(float)
+    wrong = cells[(cells < 0) | (cells > 1)]
+    if len(wrong):
+        raise UserError(
+            f"{column}={wrong.iloc[0]:g} in row {wrong.index[0]} (index of the table) is not a fraction: metrics lie "
+            "in [0, 1]; divide per cent by 100"
+        )
+
+
 def known_noise(rows: pd.DataFrame, column: str | None, label: str) -> NDArray[np.float64] | None:
     """The standard deviations in `column`, None without one; raises `UserError` for cells that are none."""
     if not column:
@@ -154,6 +184,7 @@ def known_noise(rows: pd.DataFrame, column: str | None, label: str) -> NDArray[n
     noise = pd.to_numeric(rows[column], errors="coerce").to_numpy(float)
     if not (np.isfinite(noise) & (noise > 0)).all():
         raise UserError(f"{label}: column {column!r} must hold a positive standard deviation in every fitted row")
+    refuse_extremes(rows, column)
     return noise
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 from patchscale.errors import UserError
 from patchscale.laws.findings import differing
 from patchscale.laws.forms import Array, Axes, Axis, Exponent, Law
-from patchscale.laws.table import CURVE_COLUMNS, varying
+from patchscale.laws.table import CURVE_COLUMNS, refuse_extremes, refuse_percentages, varying
 from patchscale.laws.varpro import Problem, solve
 
 MIN_POINTS = 5
@@ -94,6 +94,10 @@ def fit_compute_curves(
             raise UserError(f"the table has no column {name!r} (columns: {', '.join(map(str, table.columns))})")
     numbers = {name: pd.to_numeric(table[name], errors="coerce") for name in ("patch_size", flops, column)}
     rows = table.assign(**numbers).dropna(subset=[*numbers])
+    for name in numbers:
+        refuse_extremes(rows, name)
+    if target == "error":
+        refuse_percentages(rows, column)
     mixed = varying(rows, [name for name in CURVE_COLUMNS if name != "study"])
     if mixed:
         raise UserError(

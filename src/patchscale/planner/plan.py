@@ -3,15 +3,19 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from inspect import signature
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from patchscale.errors import UserError
+from patchscale.laws.result import Fit
+from patchscale.planner.fitted_to import refuse_undescribed
 from patchscale.planner.frontier import Numbers, best_of, binding, pareto, within
 from patchscale.planner.prices import PRICES, price
-from patchscale.planner.quality import Law, Quality
+from patchscale.planner.quality import ANSWERS, Law, Quality
 from patchscale.planner.rows import plain_row, records
 from patchscale.planner.space import AXES, Space
 from patchscale.planner.steps import Step, axis_steps, blind_axes, doublings, exceeded, siblings
@@ -23,6 +27,16 @@ CANDIDATES = 1000
 """Feasible configurations with the best predictions: those among which ties are sought."""
 POORLY_KNOWN = 2.0
 """Times the width of the best one's interval."""
+PRICE_OPTIONS = tuple(signature(price).parameters)[1:]
+REQUEST_OPTIONS = ("num_images", "new_tokens", "precision", "weight_bytes_per_param")
+"""Of requests to named vision-language models."""
+VISION_LANGUAGE_OPTIONS = (*tuple(signature(price_vision_language).parameters)[1:-1], *REQUEST_OPTIONS)
+OWN_COLUMNS = (
+    *ANSWERS, "difference", "difference_low", "difference_high", "difference_se", "tied", "within_one_se",
+    "poorly_known", "prob_best", "axis", "price_ratio", "gain_per_doubling", "gain", "gain_low", "gain_high", "exceeds",
+    "budget", "within_budget",
+)  # fmt: skip
+"""What a plan adds to the columns of its table."""
 COSTS = ("train_gpu_hours", "train_flops", "infer_flops", "latency_s", "peak_memory_bytes", "visual_tokens")
 """What "cheaper" means: the first of these that is budgeted, or else the first budget."""
 
@@ -112,7 +126,6 @@ def plan(
     budgets: Mapping[str, float],
     axes: Sequence[str] | None = None,
     rank_by: str | None = None,
-    level: float | None = None,
     candidates: int = CANDIDATES,
     **pricing: Any,
 ) -> Plan:
@@ -122,10 +135,11 @@ def plan(
     `Space` or a `VisionLanguageSpace`, priced with `pricing` (device=..., batch_size=...; see `price` and
     `price_vision_language`), or a table that holds axes and prices; budgets name its columns. All configurations are
     looked at, so the answer is exact. `axes` are the columns that are chosen (default: those of `AXES` that vary).
-    `rank_by` is the price by which ties are ranked (default: of the budgets, the first in `COSTS`); `level` is of the
-    intervals.
+    `rank_by` is the price by which ties are ranked (default: of the budgets, the first in `COSTS`). Intervals have the
+    level of the fit.
 
-    Raises `UserError` for budgets that are no column or not positive, and if nothing keeps them, with what is nearest.
+    Raises `UserError` for budgets that are no column or not positive, if nothing keeps them, with what is nearest, and
+    for models, image or patch sizes that a fit does not describe and was not fitted to.
     """
     table = _priced(configurations, pricing)
     limits = _checked(budgets, table)
@@ -134,8 +148,10 @@ def plan(
         numbers = [str(name) for name in table.columns if pd.api.types.is_numeric_dtype(table[name])]
         raise UserError(f"rank_by={rank!r} is not priced (prices: {', '.join(numbers)})")
     chosen_axes = tuple(name for name in (axes or _axes_of(table)) if name in table and _varies(table[name]))
+    if isinstance(law, Fit):
+        refuse_undescribed(law, table)
     quality = Quality(law)
-    level = quality.level if level is None else level
+    level = quality.level
 
     prices = {name: table[name].to_numpy(float) for name in limits}
     cost = table[rank].to_numpy(float)
@@ -144,6 +160,12 @@ def plan(
     best = best_of(values, mask, cost)
     if best is None:
         raise UserError(_nothing_fits(table, prices, limits, chosen_axes))
+    unknown = int((mask & ~np.isfinite(cost)).sum())
+    if unknown:
+        raise UserError(
+            f"rank_by={rank!r} is no finite number in {unknown:,} of {int(mask.sum()):,} configurations within the "
+            "budgets; fill it in, or rank by another price"
+        )
     binds, together = binding(prices, limits, values, best)
 
     near = _lowest(values, mask, candidates)
@@ -225,13 +247,29 @@ def plan(
 
 
 def _priced(configurations: pd.DataFrame | Space | VisionLanguageSpace, pricing: Mapping[str, Any]) -> pd.DataFrame:
+    if "level" in pricing:
+        raise UserError("level: a plan's intervals have the level of the fit; give it there, fit_law(..., level=0.9)")
     if isinstance(configurations, Space):
+        refuse_unknown_options(pricing, PRICE_OPTIONS)
         return price(configurations, **pricing)
     if isinstance(configurations, VisionLanguageSpace):
+        refuse_unknown_options(pricing, VISION_LANGUAGE_OPTIONS)
         return price_vision_language(configurations, **pricing)
     if pricing:
         raise UserError(f"{', '.join(pricing)}: the table is priced already; give these to price(), or plan a Space")
+    taken = [str(name) for name in configurations.columns if name in OWN_COLUMNS]
+    if taken:
+        raise UserError(f"the table has columns that a plan writes itself: {', '.join(taken)}; rename or drop them")
     return configurations
+
+
+def refuse_unknown_options(given: Mapping[str, Any], known: Sequence[str]) -> None:
+    """Raise `UserError` for a name that pricing does not take, with the one that may be meant."""
+    for name in given:
+        if name not in known:
+            close = get_close_matches(name, known, n=1)
+            hint = f"; did you mean {close[0]!r}?" if close else ""
+            raise UserError(f"{name!r} is no option of a plan{hint} (pricing takes: {', '.join(known)})")
 
 
 def _frontier(
@@ -254,6 +292,8 @@ def _lowest(values: Numbers, mask: np.ndarray, count: int) -> np.ndarray:
 
 
 def _checked(budgets: Mapping[str, float], table: pd.DataFrame) -> dict[str, float]:
+    if not isinstance(budgets, Mapping):
+        raise UserError(f"budgets={budgets!r} are no limits by name; give such as {{'train_gpu_hours': 200}}")
     if not budgets:
         raise UserError("no budget is given; give one or more, such as train_gpu_hours=200")
     if not len(table):
@@ -272,8 +312,9 @@ def _checked(budgets: Mapping[str, float], table: pd.DataFrame) -> dict[str, flo
                 "latency_s": " (it needs a device)",
             }.get(name, "")
             raise UserError(f"budget {name!r} is not priced{why}{hint} (prices: {', '.join(priced)})")
-        if not (np.isfinite(limit) and limit > 0):
-            raise UserError(f"budget {name}={limit:g} is not a positive number")
+        if isinstance(limit, bool) or not isinstance(limit, Real) or not 0 < limit < float("inf"):
+            text = f"{limit:g}" if isinstance(limit, Real) else repr(limit)
+            raise UserError(f"budget {name}={text} is not a positive number")
         limits[name] = float(limit)
     return limits
 

@@ -12,6 +12,7 @@ from patchscale.errors import UserError
 from patchscale.laws.bootstrap import percentiles
 from patchscale.laws.design import kinds
 from patchscale.laws.result import Fit
+from patchscale.planner.fitted_to import other_families
 
 Numbers = NDArray[np.float64]
 ANSWERS = ["predicted", "low", "high", "extrapolated", "outside"]
@@ -68,7 +69,12 @@ class Quality:
                 {"predicted": values, "low": unknown, "high": unknown, "extrapolated": False, "outside": ""}
             )
         first, place = self._distinct(table)  # the ends of a profile interval are a search each
-        return self.law.predict(table.iloc[first])[ANSWERS].iloc[place].reset_index(drop=True)
+        told = self.law.predict(table.iloc[first])[ANSWERS].iloc[place].reset_index(drop=True)
+        if not isinstance(self.law, Fit):
+            return told
+        families = other_families(self.law, table)
+        outside = [",".join(filter(None, names)) for names in zip(told["outside"], families, strict=True)]
+        return told.assign(outside=outside, extrapolated=[bool(names) for names in outside])
 
     def draws(self, table: pd.DataFrame) -> Numbers:
         """[draws, rows]; one exact draw for a plain function."""

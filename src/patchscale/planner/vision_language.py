@@ -61,6 +61,9 @@ class VisionLanguageSpace:
             raise UserError(
                 "give either visual_tokens, or encoders or models with img_sizes (and patch_sizes, merge_factors)"
             )
+        unused = [name for name in ("img_sizes", "patch_sizes", "merge_factors") if getattr(self, name)]
+        if self.visual_tokens and unused:
+            raise UserError(f"visual_tokens leave no image to choose: leave out {' and '.join(unused)}")
         if self.encoders:
             object.__setattr__(self, "encoders", tuple(expand_models(self.encoders)))
             object.__setattr__(self, "merge_factors", self.merge_factors or (1,))

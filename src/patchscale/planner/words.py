@@ -55,7 +55,7 @@ def say_price(name: str, value: float) -> str:
 
 def count_words(value: float) -> str:
     """1,234,567,890 as 1.23e+09; small counts as they are."""
-    return f"{value:,.0f}" if value == int(value) and abs(value) < 1e6 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) < 1e6 and value == int(value) else f"{value:.3g}"
 
 
 def describe(row: Mapping[str, Any], axes: Sequence[str]) -> str:
