@@ -41,6 +41,11 @@ def batch_rows(
         _rows = before
 
 
+def rows_at_hand(images: int) -> list[int]:
+    """Numbers within their batch of the `images` that a model is given now."""
+    return list(range(images)) if _rows is None else _rows[:images].tolist()
+
+
 class DropPath(timm.layers.DropPath):
     """timm's, bit for bit; within `batch_rows` the rows of the mask that timm's draws for the whole batch."""
 

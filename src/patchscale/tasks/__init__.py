@@ -6,11 +6,13 @@ from patchscale.config import RunConfig
 from patchscale.data.datasets import Splits
 from patchscale.tasks.base import Meter, Task
 from patchscale.tasks.classification import build_classification
+from patchscale.tasks.detection import build_detection
 from patchscale.tasks.segmentation import build_segmentation
 
 TASKS: dict[str, Callable[[RunConfig, Splits], Task]] = {
     "classification": build_classification,
     "segmentation": build_segmentation,
+    "detection": build_detection,
 }
 
 

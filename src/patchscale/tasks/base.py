@@ -14,8 +14,8 @@ from patchscale.models.registry import create_model
 class Meter(Protocol):
     """Loss and metric over a data set, exact whatever the batch size: sums in float64, counts in int64."""
 
-    def update(self, logits: Tensor, targets: Tensor) -> None:
-        """Count one batch."""
+    def update(self, logits: Any, targets: Any) -> None:
+        """Count one batch: what the task made of it, and the truth."""
         ...
 
     def merge(self, other: Any) -> None:

@@ -20,8 +20,8 @@ from patchscale.data.transforms import normalised
 from patchscale.errors import RunFailed, UserError
 from patchscale.training.order import Order
 
-Batch = tuple[Tensor, Tensor]
-"""images [B, 3, H, W] and targets: classes [B], or label maps [B, H, W]."""
+Batch = tuple[Tensor, Any]
+"""images [B, 3, H, W] and targets: classes [B], label maps [B, H, W], or a list with a dictionary an image."""
 
 
 def load_batches(
@@ -57,10 +57,21 @@ def host_batches(
         yield batch
 
 
-def to_device(images: Tensor, targets: Tensor, device: torch.device) -> Batch:
+def to_device(images: Tensor, targets: Any, device: torch.device) -> Batch:
     """A batch on the device; images of bytes become float32, normalised, to the last bit as `to_tensor` makes them."""
-    images, targets = images.to(device, non_blocking=True), targets.to(device, non_blocking=True)
+    images, targets = images.to(device, non_blocking=True), _on_device(targets, device)
     return normalised(images) if images.dtype == torch.uint8 else images, targets
+
+
+def _on_device(targets: Any, device: torch.device) -> Any:
+    """Tensors, also those in lists and dictionaries; all else stays as it is."""
+    if isinstance(targets, Tensor):
+        return targets.to(device, non_blocking=True)
+    if isinstance(targets, list):
+        return [_on_device(each, device) for each in targets]
+    if isinstance(targets, dict):
+        return {name: _on_device(each, device) for name, each in targets.items()}
+    return targets
 
 
 @dataclass(frozen=True)
@@ -80,11 +91,12 @@ class _Batches(Dataset[Batch | _LoadingError]):
 
     def __init__(self, dataset: Dataset[Any], order: Order) -> None:
         self.item = getattr(dataset, "item", dataset.__getitem__)
+        self.collate = getattr(dataset, "collate", default_collate)
         self.order = order
 
     def __getitem__(self, number: int) -> Batch | _LoadingError:
         try:
-            images, targets = default_collate([self.item(key) for key in self.order(number)])
+            images, targets = self.collate([self.item(key) for key in self.order(number)])
         except MemoryError:
             raise
         except Exception as error:

@@ -97,8 +97,17 @@ def split_of(splits: Splits, name: str) -> Dataset[Any]:
     """Images of "val", "test", or "all": with those for training, unaugmented."""
     if name == "all":
         transform = splits.val.transform
-        return ConcatDataset([EvalSplit(splits.train.source, transform), splits.val, splits.test])
+        kind = type(splits.val)
+        return _Joined([kind(splits.train.source, transform), splits.val, splits.test])
     return splits.val if name == "val" else splits.test
+
+
+class _Joined(ConcatDataset[Any]):
+    """Splits one after the other; batches are made as theirs are."""
+
+    def __init__(self, splits: list[EvalSplit]) -> None:
+        super().__init__(splits)
+        self.collate = splits[0].collate
 
 
 def normalise_as(task: Task, normalisation: Normalisation) -> None:
