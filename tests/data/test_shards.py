@@ -109,6 +109,15 @@ def test_pictures_keep_their_bytes_and_checksums_hold(folder: Path, shards: Path
     assert any(len(set(shard["labels"])) == 2 for shard in index["parts"]["train"]), "shards are not mixed"
 
 
+def test_empty_files_are_no_less_in_the_shards(folder: Path, tmp_path: Path) -> None:
+    """They cannot be decoded, but that is for reading to say."""
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"")
+    assert write_shards(folder, tmp_path / "shards", shard_bytes=2_000).images == 26
+    listed = list_shards(str(tmp_path / "shards"), ShardCache(tmp_path / "cache"))
+    assert {part: len(pictures) for part, pictures in listed.parts.items()} == {"train": 20, "val": 6}
+
+
 def test_webdataset_reads_our_shards(folder: Path, shards: Path) -> None:
     import webdataset
 

@@ -105,7 +105,7 @@ def _plan(part: str, files: FileList, shard_bytes: int) -> Iterator[PlannedShard
     ends, room = [], 0
     for place, status in enumerate(statuses):
         room -= status.st_size
-        if room < 0:  # the shard is full, or the first
+        if room < 0 or not ends:  # the shard is full, or the first
             ends.append(place)
             room = shard_bytes - status.st_size
     bounds = [*ends, len(order)]

@@ -103,7 +103,8 @@ class StoreWatch(Watch):
         keys = [f"prepared {self._preparations} {rank}" for rank in range(self.size)]
         self.store.set(keys[self.rank], "")
         while not self.store.check(keys):
-            if self.store.check(["failed"]):
+            # Found hung by this rank's own watch, the run is ended there.
+            if self.store.check(["failed"]) and self.store.get("failed") != str(self.rank).encode():
                 raise RunFailed("crash", "another rank failed")
             time.sleep(POLL_S)
 
