@@ -125,6 +125,16 @@ def test_the_forms_are_listed():
         ([*FOUNDING, "--forms", "additive"], "forms are compared with --compare; one is named by --form; leave out"),
         ([*FOUNDING, "--models", "vit_base", "--device", "a100"], "leave out --models and --device"),
         ([*FOUNDING, "--compare", "--predict", "4"], "only a fit predicts; leave out --predict"),
+        ([*FOUNDING, "--compare", "--level", "0.9", "--huber", "1e-3"], "least squares, without intervals; leave out"),
+        ([*FOUNDING, "--compare", "--form", "patch"], "leave out --form"),
+        ([*FOUNDING, "--compare", "--draws", "1000", "--cluster-by", "model"], "leave out --draws and --cluster-by"),
+        ([*FOUNDING, "--draws", "40", "--seed", "0"], "of a single curve are profiles, without draws; leave out"),
+        ([*FOUNDING, "--cluster-by", "model"], "leave out --cluster-by"),
+        ([*FOUNDING, "--runs", "3", "--design-method", "draws"], "leave out --runs and --design-method"),
+        (
+            [*FOUNDING, "--design", "a", "--candidates", "c.csv", "--models", "vit_base", "--device", "a100"],
+            "--candidates brings its own runs and prices; leave out --models and --device",
+        ),
         ([*FOUNDING, "--predict", "4,nan"], "patch sizes are positive numbers of pixels"),
         ([*FOUNDING, "--predict", "9" * 400], "patch sizes are positive numbers of pixels"),
         (
@@ -138,6 +148,14 @@ def test_mistakes_are_one_line(arguments, message):
         run("fit", *arguments)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_draws_without_effect_are_said_to_be(tmp_path):
+    rows = [{"patch_size": p, "test_loss": 0.6 + 0.05 * p**0.9} for p in (16, 8, 4, 2, 1)]
+    pd.DataFrame(rows).to_csv(tmp_path / "curve.csv", index=False)
+    few = ["fit", str(tmp_path / "curve.csv"), "--form", "patch", "--huber", "1e-3"]
+    assert "--draws: without effect, the intervals are profiles" in run(*few, "--draws", "40").stderr
+    assert run(*few).stderr == ""
 
 
 def test_folders_without_runs_and_files_that_are_no_tables(tmp_path):

@@ -10,6 +10,7 @@ import pytest
 from patchscale.planner.compute_curve import ComputeCurve
 
 TABLE = ["published:patchification/imagenet", "--where", "architecture=adventurer"]
+PANEL_C = ["published:patchification/test-loss", "--where", "panel=c"]
 NINES = "9" * 5000
 VLM = ["published:vlm/tokens-llm-size", "--where", "task=OCR", "--form", "vlm"]
 
@@ -28,6 +29,18 @@ def test_a_plan_in_words_with_tables(call):
     assert "next step along each axis" in out
     assert "adventurer_" in out
     assert "nan" not in out
+
+
+def test_models_of_another_family_are_marked(call):
+    arguments = [*TABLE, "--model", "vit_small,vit_base", "--patch-size", "16,8", "--budget", "infer_flops=1e12"]
+    code, out, _ = call("plan", *arguments, "--img-size", "224")
+    assert code == 0
+    assert "This is an extrapolation (model family)" in out
+    rows = [line for line in out.splitlines() if line.startswith(("vit_", "model\tvit_", "patch_size\tvit_"))]
+    assert len(rows) == 2
+    assert all("outside: model family" in row for row in rows)
+    best = json.loads(call("plan", *arguments, "--img-size", "224", "--json")[1])["plan"]["best"]
+    assert (best["extrapolated"], best["outside"]) == (True, "model family")
 
 
 def test_as_json(call):
@@ -179,6 +192,16 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
         (
             [*TABLE, "--budget", "train_flops=1e18", "--schedule", "--model", "vit_base", "--device", "a100"],
             "--schedule follows from the checkpoints of the table alone; leave out --model and --device",
+        ),
+        (
+            [*TABLE, "--budget", "train_flops=1e18", "--schedule", "--form", "patch", "--seed", "0"],
+            "the table alone; leave out --form and --seed",
+        ),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--text-tokens", "50"], "--llm; leave out --text-tokens"),
+        ([*VLM, "--budget", "infer_flops=1e12", "--img-size", "224"], "no image to choose: leave out img_sizes"),
+        (
+            [*PANEL_C, "--form", "patch", "--model", "vit_*", "--budget", "infer_flops=1e12"],
+            "fitted to model Adventurer-Base, predicts the same for every model",
         ),
         ([*VLM, "--budget", "infer_flops=1e12", "--images-seen", "1e8"], "no training; leave out --images-seen"),
         (

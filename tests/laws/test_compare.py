@@ -74,6 +74,27 @@ def test_a_level_held_out_is_not_in_the_fit(adventurer):
     assert one["bias"] == pytest.approx(float(error.mean()), rel=1e-3)
 
 
+def test_a_fit_holds_out_what_the_comparison_does(adventurer):
+    """The same ends with the same errors, and none where the rest leaves the end open: c from two image sizes."""
+    from patchscale import fit_law
+
+    table = published("patchification/imagenet")
+    table = table[(table["architecture"] == "adventurer")]
+    table = table[(table["img_size"] > 64) | (table["model"] == "Adventurer-Base")]
+    ends = adventurer.holdouts.query("side == 'end'")
+    for form in ("relative-patch", "relative-patch:C=0", "additive"):
+        fit = fit_law(table, form=form, target="error", draws=20)
+        expected = ends[ends["form"] == form].set_index("column")
+        found = {one.column: one for one in fit.holdouts}
+        assert set(found) == set(expected.index)
+        for column, one in found.items():
+            assert (one.value, one.rows) == tuple(expected.loc[column, ["value", "rows"]])
+            assert 100 * one.rmse == pytest.approx(expected.loc[column, "rmse"], rel=1e-6)
+            assert 100 * one.bias == pytest.approx(expected.loc[column, "bias"], rel=1e-6)
+        if form == "relative-patch":
+            assert "img_size" not in found
+
+
 def test_what_the_rows_cannot_support_is_listed_or_left_empty(adventurer):
     assert [one.form for one in adventurer.refused] == ["tokens"]
     assert "img_size varies" in adventurer.refused[0].reason

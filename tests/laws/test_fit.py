@@ -128,10 +128,38 @@ def test_missing_columns_and_impossible_values(planted):
         fit_law(table.rename(columns={"patch_size": "patch_sizes"}))
     with pytest.raises(UserError, match="the error at patch 1 is not positive"):
         fit_law(table.assign(metric=[0.5, 0.7, 0.8, 0.9, 1.0]), target="error")
+    with pytest.raises(
+        UserError, match=r"metric=81.2 in row 2 .* is not a fraction: metrics lie in \[0, 1\]; divide per"
+    ):
+        fit_law(table.assign(metric=[0.5, 0.7, 81.2, 0.9, 0.95]), target="error")
     with pytest.raises(UserError, match="column 'sd' must hold a positive standard deviation"):
         fit_law(table.assign(sd=0.0), noise="sd")
     with pytest.raises(UserError, match="cannot be predicted"):
         fit_law(table).predict([0])
+    for residuals in (None, "log"):
+        with pytest.raises(UserError, match=r"patch_size=1e\+300 in row 1"):
+            fit_law(table, residuals=residuals).predict([4, 1e300])
+
+
+@pytest.mark.parametrize("form", ["patch", "bnsl:patch_size", "additive:patch_size"])
+@pytest.mark.parametrize("value", [1e300, 1e31, 1e-31, 1e-300, 5e-324])
+@pytest.mark.parametrize("column", ["patch_size", "test_loss"])
+def test_numbers_far_beyond_any_are_refused_by_name(planted, form, value, column):
+    table = planted.curve(noise=1e-3).astype(float)
+    table.loc[1, column] = value
+    with pytest.raises(UserError, match=f"{column}={value:g} in row 1 .* lie between 1e-30 and 1e".replace("+", ".")):
+        fit_law(table, form=form)
+
+
+@pytest.mark.parametrize(("loss", "side"), [(1e25, 1e20), (1e-25, 1e-20)])
+def test_a_fit_does_not_depend_on_units_however_far_they_are(planted, loss, side):
+    table = planted.curve(noise=1e-3)
+    fit, same = (
+        fit_law(one)
+        for one in (table, table.assign(test_loss=table.test_loss * loss, patch_size=table.patch_size * side))
+    )
+    assert same.parameters["alpha"].value == pytest.approx(fit.parameters["alpha"].value, rel=1e-5)
+    assert same.parameters["E"].value == pytest.approx(fit.parameters["E"].value * loss, rel=1e-5)
 
 
 def test_known_noise_weights_the_rows_and_bounds_the_interval_from_below(planted):

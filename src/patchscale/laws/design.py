@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from patchscale.errors import UserError
 from patchscale.laws.forms import Array, Axes, Law, PowerLaw
 from patchscale.laws.grouped import GROUP, Grouped
-from patchscale.laws.table import distinct, listed, plain
+from patchscale.laws.table import distinct, listed, plain, refuse_extremes
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,7 @@ class Design:
             values = pd.to_numeric(table[axis.column], errors="coerce").to_numpy(float)
             if not (np.isfinite(values) & (values > 0)).all():
                 raise UserError(f"{axis.column} must be a positive number in every row that is predicted")
+            refuse_extremes(table, axis.column)
             raw[axis.column] = values
         axes = {name: values / self.scales.get(name, 1.0) for name, values in self.base.derive(raw).items()}
         if self.groups:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -13,9 +12,10 @@ from patchscale.laws.bootstrap import Bootstrap
 from patchscale.laws.descent import descend
 from patchscale.laws.design import Design, labels_of, with_tokens
 from patchscale.laws.findings import differing
-from patchscale.laws.forms import QUANTITIES, Array, Law
+from patchscale.laws.forms import QUANTITIES, Law
 from patchscale.laws.identifiability import refuse_what_cannot_be_told_apart
 from patchscale.laws.joint_checks import AxisHoldOut, JointEvidence, run_joint_checks
+from patchscale.laws.left_out import errors_without, level_numbers
 from patchscale.laws.result import Fit, estimates_of
 from patchscale.laws.table import (
     CURVE_COLUMNS,
@@ -258,58 +258,33 @@ def clusters_of(rows: pd.DataFrame, options: FitOptions) -> tuple[NDArray[np.int
 
 
 def hold_outs(problem: Problem, design: Design, rows: pd.DataFrame, solution: Solution) -> tuple[AxisHoldOut, ...]:
-    """The end of each axis that one extrapolates to (smallest patches, largest models), predicted from the rest."""
+    """The end of each axis that one extrapolates to (smallest patches, largest models), predicted from the rest.
+
+    An axis is left out where the rest cannot support the law, or leaves its prediction open (`left_out.py`).
+    """
     found = []
     for axis in design.base.axes:
-        values = rows[axis.column].to_numpy(float)
-        levels = distinct(rows[axis.column])
-        if len(levels) <= axis.min_levels:
-            continue
+        numbers = level_numbers(rows[axis.column])
         rising = axis.column in QUANTITIES and QUANTITIES[axis.column].sign > 0
-        end = levels[0] if rising else levels[-1]
-        kept = values > 1.05 * end if rising else values < end
-        if kept.sum() <= problem.num_parameters:
+        end = 0 if rising else int(numbers.max())
+        error = errors_without(problem, solution, design, rows, numbers == end)
+        held = np.isfinite(error)
+        if not held.any():
             continue
-        rest = problem.part(kept)
-        again = solve_again(rest, solution)
-        predicted = again.model_at({name: cells[~kept] for name, cells in problem.axes.items()})
-        measured = problem.measured[~kept]
+        measured = problem.measured[held]
         if problem.scale == "logit":
-            predicted, measured = 1 / (1 + np.exp(-predicted)), 1 / (1 + np.exp(-measured))
-        error = predicted - measured
+            measured = 1 / (1 + np.exp(-measured))
         found.append(
             AxisHoldOut(
                 column=axis.column,
-                value=float(end),
-                rows=int((~kept).sum()),
-                rmse=float(np.sqrt(np.mean(error**2))),
-                bias=float(np.mean(error)),
+                value=distinct(rows[axis.column])[end],
+                rows=int(held.sum()),
+                rmse=float(np.sqrt(np.mean(error[held] ** 2))),
+                bias=float(np.mean(error[held])),
                 spread=float(np.std(measured)),
             )
         )
     return tuple(found)
-
-
-@dataclass(frozen=True)
-class Refit:
-    """A law fitted to some of the points."""
-
-    problem: Problem
-    exponents: Array
-    amplitudes: Array
-
-    def model_at(self, axes: Any) -> Array:
-        """The law's values at places."""
-        return (self.problem.law.basis(self.exponents[None], axes)[0]) @ self.amplitudes
-
-
-def solve_again(problem: Problem, near: Solution) -> Refit:
-    """Fit part of the points: from the full solution and from a few scattered starts."""
-    first = descend(problem, np.log(near.exponents)[None])
-    other = solve(problem, starts=8)
-    if other.objective < float(first.at.objective[0]):
-        return Refit(problem, other.exponents, other.amplitudes)
-    return Refit(problem, np.exp(first.places[0]), first.at.amplitudes[0])
 
 
 def _conventions(design: Design, options: FitOptions, solution: Solution, method: str) -> dict[str, str]:

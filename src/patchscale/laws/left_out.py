@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from patchscale.errors import UserError
 from patchscale.laws.descent import descend
-from patchscale.laws.design import labels_of
+from patchscale.laws.design import Design, labels_of
 from patchscale.laws.forms import QUANTITIES, Array
 from patchscale.laws.identifiability import refuse_what_cannot_be_told_apart
 from patchscale.laws.result import Fit
 from patchscale.laws.table import distinct, target_named, varying
-from patchscale.laws.varpro import TINY
+from patchscale.laws.varpro import TINY, Problem, Solution
 
 CARRIED = "last value carried forward"
 """The prediction without a law: the value at the next worse level of the axis, everything else equal."""
@@ -72,56 +72,62 @@ def level_numbers(cells: pd.Series) -> NDArray[np.intp]:
 
 
 def level_errors(fit: Fit, index: pd.Index, numbers: NDArray[np.intp]) -> Array:
-    """Predicted - measured of each row when all of its level is left out; NaN where the rest cannot support the form.
-
-    Rows of a group or factor value that only this level has are NaN too.
-    """
+    """Predicted - measured of each row when all of its level is left out; see `errors_without`."""
     assert fit.design is not None
     order = index.get_indexer(fit.rows.index)
-    own = numbers[order]
-    keys = [
-        labels_of(fit.rows, fit.design.group_columns),
-        *(labels_of(fit.rows, [f.column]) for f in fit.design.factors),
-    ]
     errors = np.full(len(index), np.nan)
     for level in range(int(numbers.max()) + 1):
-        held = own == level
-        if not held.any() or not _supports(fit, ~held):
-            continue
-        predicted, measured = _refit(fit, ~held), fit.problem.measured
-        for labels in keys:
-            seen = {label for label, out in zip(labels, held, strict=True) if not out}
-            held = held & np.array([label in seen for label in labels])
-        if not np.isfinite(predicted[held]).all():
-            continue
-        if fit.problem.scale == "logit":
-            predicted, measured = 1 / (1 + np.exp(-predicted)), 1 / (1 + np.exp(-measured))
-        errors[order[held]] = (predicted - measured)[held]
+        held = numbers[order] == level
+        if held.any():
+            found = errors_without(fit.problem, fit.solution, fit.design, fit.rows, held)
+            errors[order[held]] = found[held]
     return errors
 
 
-def _supports(fit: Fit, kept: NDArray[np.bool_]) -> bool:
+def errors_without(
+    problem: Problem, solution: Solution, design: Design, rows: pd.DataFrame, held: NDArray[np.bool_]
+) -> Array:
+    """Predicted - measured of the rows `held` [n] by a fit of the others; `solution` is that of all. [n].
+
+    NaN in the others; in all if the rest cannot support the law or leaves the prediction of any open; and in rows of a
+    group or factor value that only held rows have.
+    """
+    errors = np.full(len(rows), np.nan)
+    if not _supports(problem, design, rows[~held]):
+        return errors
+    predicted, measured = _refit(problem, solution, ~held), problem.measured
+    keys = [labels_of(rows, design.group_columns), *(labels_of(rows, [one.column]) for one in design.factors)]
+    for labels in keys:
+        seen = {label for label, out in zip(labels, held, strict=True) if not out}
+        held = held & np.array([label in seen for label in labels])
+    if not np.isfinite(predicted[held]).all():
+        return errors
+    if problem.scale == "logit":
+        predicted, measured = 1 / (1 + np.exp(-predicted)), 1 / (1 + np.exp(-measured))
+    errors[held] = (predicted - measured)[held]
+    return errors
+
+
+def _supports(problem: Problem, design: Design, kept: pd.DataFrame) -> bool:
     """Whether the rows kept could have been fitted on their own."""
-    assert fit.design is not None
-    if kept.sum() <= fit.problem.num_parameters:
+    if len(kept) <= problem.num_parameters:
         return False
     try:
-        refuse_what_cannot_be_told_apart(fit.rows[kept], fit.dropped.head(0), fit.design.base, fit.form)
+        refuse_what_cannot_be_told_apart(kept, kept.head(0), design.base, design.base.name)
     except UserError:
         return False
     return True
 
 
-def _refit(fit: Fit, kept: NDArray[np.bool_]) -> Array:
+def _refit(problem: Problem, solution: Solution, kept: NDArray[np.bool_]) -> Array:
     """The law fitted to the rows kept, at all rows; NaN in rows that equally good fits disagree about.
 
     So it is where E, C and c are to follow from two image sizes: any c fits as well, and the third is anyone's guess.
     """
-    problem = fit.problem
     rest = problem.part(kept)
     low, high = problem.bounds
     scattered = low + (high - low) * np.random.default_rng(0).random((STARTS, len(low)))
-    found = descend(rest, np.concatenate([np.log(fit.solution.exponents)[None], scattered]))
+    found = descend(rest, np.concatenate([np.log(solution.exponents)[None], scattered]))
     objective = found.at.objective
     best = int(np.argmin(objective))
     equal = objective <= objective[best] * (1 + SAME_FIT) + TINY * rest.num_points

@@ -14,7 +14,7 @@ from patchscale.laws.bootstrap import Bootstrap, noise_draws, percentiles
 from patchscale.laws.checks import HoldOut
 from patchscale.laws.findings import Check
 from patchscale.laws.forms import Array, Axes
-from patchscale.laws.table import listed
+from patchscale.laws.table import listed, refuse_extremes
 from patchscale.laws.uncertainty import Interval, Profile
 from patchscale.laws.varpro import Problem, Solution
 
@@ -200,6 +200,7 @@ class Fit:
         wrong = table["patch_size"][~(np.isfinite(sizes) & (sizes > 0))]
         if len(wrong):
             raise UserError(f"patch_size={wrong.iloc[0]} cannot be predicted; give a positive number of pixels")
+        refuse_extremes(table, "patch_size")
         return {"patch_size": sizes}
 
     def _outside(self, table: pd.DataFrame) -> list[str]:

@@ -38,7 +38,7 @@ def refuse_undescribed(fit: Fit, table: pd.DataFrame) -> None:
         if len(asked) <= 1 and not (fitted and others):
             continue
         given = f"fitted to {column} {_some(fitted)}" if fitted else f"of a table that names no {column}"
-        one = _built_in(fitted[0]) if len(fitted) == 1 else "by itself, one at a time"
+        one = _one(column, fitted[0]) if len(fitted) == 1 else "by itself, one at a time"
         raise UserError(
             f"the law {fit.form!r}, {given}, predicts the same for every {column} (asked: {_some(asked)}); plan "
             f"{column} {one}, or fit a law that describes it to a table with several, such as relative-patch"
@@ -87,9 +87,11 @@ def _key(value: Any) -> str:
     return str(value).lower().replace("-", "_")
 
 
-def _built_in(value: Any) -> Any:
-    """The built-in name that is meant, or the value itself."""
-    return _key(value) if _key(value) in SHAPES else value
+def _one(column: str, value: Any) -> str:
+    """What can be planned with: a model by its built-in name."""
+    if column != "model" or _key(value) in SHAPES:
+        return _key(value)
+    return f"{value} (if that is a built-in model, give it that name in the table)"
 
 
 def _named(name: Any) -> bool:

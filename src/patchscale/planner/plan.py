@@ -312,11 +312,15 @@ def _checked(budgets: Mapping[str, float], table: pd.DataFrame) -> dict[str, flo
                 "latency_s": " (it needs a device)",
             }.get(name, "")
             raise UserError(f"budget {name!r} is not priced{why}{hint} (prices: {', '.join(priced)})")
-        if isinstance(limit, bool) or not isinstance(limit, Real) or not 0 < limit < float("inf"):
-            text = f"{limit:g}" if isinstance(limit, Real) else repr(limit)
+        if not _is_positive(limit):
+            text = limit if isinstance(limit, int | float) else repr(limit)
             raise UserError(f"budget {name}={text} is not a positive number")
         limits[name] = float(limit)
     return limits
+
+
+def _is_positive(limit: Any) -> bool:
+    return isinstance(limit, Real) and not isinstance(limit, bool) and 0 < float(limit) < float("inf")
 
 
 def _nothing_fits(
