@@ -29,10 +29,11 @@ def test_identity_ignores_how_and_where_but_not_what():
             "execution.micro_batch_size=2",
             "execution.ssd_backend=reference",
             "recipe=other",
-            "data.root=/elsewhere",
         ],
     )
     assert same.identity == base.identity
+    named = {"data": {"name": "mnist"}}
+    assert build_config(named, ["data.root=/elsewhere"]).identity == build_config(named).identity
     for override in ("seed=1", "model.patch_size=8", "training.learning_rate=0.002", "data.split_seed=3"):
         assert build_config({}, [override]).identity != base.identity, override
 
@@ -108,7 +109,7 @@ def test_all_mistakes_are_reported_together_in_one_line():
         ("task=segmentaton", "classification"),
         ("data.name=image_folder", "data.root"),
         ("training.epochs=null", "exactly one"),
-        ("task=detection", "(got 'detection')"),
+        ("task=captioning", "(got 'captioning')"),
         ("execution.micro_batch_size=0", "execution.micro_batch_size: give a number of images, at least 1, or auto"),
         ("execution.activation_checkpointing=maybe", "'auto', 'on' or 'off'"),
     ],

@@ -116,9 +116,9 @@ class DataConfig:
     eval_crop_ratio: float | None = Field(default=None, gt=0, le=1)
     """Pictures of any size: the centre crop's share of the resized picture in evaluation. Default: 0.875 up to 224 px,
     1 above, the same for every patch size. (The paper's code used 1 for patches below 16; see docs/data.md.)"""
-    augment: Literal[
-        "none", "flip", "crop", "rand_augment", "three_augment", "shortest_edge", "large_scale_jitter"
-    ] = "flip"
+    augment: Literal["none", "flip", "crop", "rand_augment", "three_augment", "shortest_edge", "large_scale_jitter"] = (
+        "flip"
+    )
     """Training augmentation; see `patchscale.data.transforms`, and for detection `patchscale.data.detection`."""
     crop: Literal["resized", "simple"] = "resized"
     """Pictures of any size only: how `augment` crops them. simple: resize, then shift by up to 4 px (DeiT III)."""
@@ -156,6 +156,13 @@ class DataConfig:
         for column in ("image_column", "label_column"):
             if self.name != "hf_dataset" and getattr(self, column) is not None:
                 raise ValueError(f"data.{column} is for data.name=hf_dataset; data set {self.name!r} has no columns")
+        if self.name == "scenes" and self.root is not None:
+            raise ValueError(
+                f"data.root={self.root}: scenes are composed, nothing is read; name your data, such as "
+                "data.name=image_folder, or set data.root=null"
+            )
+        if self.eval_crop_ratio is not None and self.name not in PICTURE_DATASETS:
+            raise ValueError(f"data.eval_crop_ratio is for data sets of pictures of any size: {PICTURE_DATASETS}")
         if self.exclude is not None and self.name not in PICTURE_DATASETS:
             raise ValueError(f"data.exclude is for data sets of pictures of any size: {PICTURE_DATASETS}")
         if self.exclude is None and self.exclude_sha256 is not None:

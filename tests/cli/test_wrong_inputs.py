@@ -71,6 +71,23 @@ MISTAKES = {
         ["init_from=absent.pth", "No such file", "give a file of weights"],
         None,
     ),
+    "a folder that scenes do not read": ([*TRAIN, "data.root=photos"], ["data.root", "scenes", "image_folder"], None),
+    "a crop that scenes do not have": ([*TRAIN, "data.eval_crop_ratio=1"], ["eval_crop_ratio", "image_folder"], None),
+    "a stage without the one before": (
+        ["train", "--recipe", "adventurer-tiny-stage2", "data.root=photos"],
+        ["adventurer-tiny-stage2", "training.init_from=FILE"],
+        None,
+    ),
+    "a device twice": (
+        ["eval", "--checkpoint", "w.pth", "data.name=scenes", "execution.device=cpu"],
+        ["execution.device=cpu", "--device"],
+        None,
+    ),
+    "a list of names nowhere": (
+        ["data", "check", "photos", "--list-bad", "nowhere/bad.txt"],
+        ["--list-bad nowhere/bad.txt", "a folder that is there"],
+        None,
+    ),
     "config missing": (["train", "--config", "absent.yaml"], ["absent.yaml", "no such file"], None),
     "config broken": (["train", "--config", "c.yaml"], ["c.yaml", "YAML"], lambda: write("c.yaml", "a: [1")),
     "config not a mapping": (["train", "--config", "c.yaml"], ["c.yaml", "mapping"], lambda: write("c.yaml", "3")),

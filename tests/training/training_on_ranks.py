@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,18 @@ def train_after(path: Path, prepare) -> None:
         run_training(RunDirectory(path))
     finally:
         setup.load_splits = load_splits
+
+
+def train_with_another_folder(path: Path) -> None:
+    """Rank 1 sees other pictures, of more classes, under the same name."""
+    load_splits = setup.load_splits
+
+    def load_other(config):
+        root = f"{config.data.root}-{os.environ['RANK']}"
+        return load_splits(replace(config, data=replace(config.data, root=root)))
+
+    setup.load_splits = load_other
+    run_training(RunDirectory(path))
 
 
 def train_after_6_s(path: Path) -> None:

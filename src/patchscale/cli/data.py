@@ -85,6 +85,8 @@ def check(
         raise UserError(f"--kind {kind!r}: choose {', '.join(KINDS)}")
     if num_workers is not None and num_workers < 1:
         raise UserError(f"--num-workers {num_workers}: at least 1 is needed")
+    if list_bad is not None and (list_bad.is_dir() or not list_bad.absolute().parent.is_dir()):
+        raise UserError(f"--list-bad {list_bad}: name a file in a folder that is there")
     with _progress("checking") as done:
         checked = check_data(
             root,

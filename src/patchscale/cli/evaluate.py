@@ -145,6 +145,8 @@ def _config(settings: list[str], of_run: "RunConfig | None") -> "RunConfig":
     from patchscale.config import build_config
 
     for setting in settings:
+        if setting.startswith("execution.device="):
+            raise UserError(f"{setting!r}: give --device here")
         if not setting.startswith(("data.", "execution.", "training.precision=", "task=")):
             raise UserError(
                 f"{setting!r}: settings of data and execution, training.precision and task count here; sizes are "

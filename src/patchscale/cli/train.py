@@ -89,6 +89,7 @@ def _resolve(config: Path | None, recipe: str | None, given: dict[str, Any], ove
     """Defaults < recipe or file < flags < overrides."""
     from patchscale.config import build_config, read_yaml, set_by_path
     from patchscale.recipes import recipe as recipe_config
+    from patchscale.recipes.imagenet import FROM_WEIGHTS
 
     values: dict[str, Any] = {}
     source = "settings"
@@ -103,7 +104,13 @@ def _resolve(config: Path | None, recipe: str | None, given: dict[str, Any], ove
         )
     for name, value in given.items():
         set_by_path(values, name, value)
-    return build_config(values, overrides, source=source)
+    resolved = build_config(values, overrides, source=source)
+    if recipe in FROM_WEIGHTS and resolved.training.init_from is None:
+        raise UserError(
+            f"recipe {recipe!r} goes on from the weights of the stage before: give training.init_from=FILE, or train "
+            "all stages as a study (docs/recipes.md)"
+        )
+    return resolved
 
 
 def _changed(run_dir: Path, given: dict[str, Any], overrides: list[str]) -> RunConfig:

@@ -240,6 +240,8 @@ def _look_at(pictures: PictureList, part: str, places: range) -> list[_Look]:
                 size_px, mode, format_ = opened.size, opened.mode, opened.format or ""
         except UserError as problem:
             error = str(problem)
+        except PermissionError as problem:
+            error = f"{name}: cannot be read ({problem.strerror}); grant the right, or remove it"
         except Exception:
             pass  # said below, in the words of training
         if error is None:

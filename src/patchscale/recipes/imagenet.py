@@ -8,6 +8,8 @@ from patchscale.config import DataConfig, RunConfig, TrainingConfig
 
 ROOT = "imagenet"
 """Folder with train/ and val/; give yours as data.root=FOLDER."""
+FROM_WEIGHTS: set[str] = set()
+"""Names of recipes that go on from the weights of another."""
 
 
 def imagenet(**settings: Any) -> DataConfig:
@@ -55,6 +57,8 @@ def variant(
     config = recipe()
     model, training = config.model, config.training
     start = " training.init_from=FILE" if from_weights else ""
+    if from_weights:
+        FROM_WEIGHTS.add(config.recipe)
     recipe.__doc__ = f"""{about}
 
     Command: patchscale train --recipe {config.recipe} data.root=FOLDER{start} [--patch-size P] [--img-size S]

@@ -112,7 +112,6 @@ def _train(
     # Go on where an earlier attempt stopped.
     ranks.watch.moved("loading weights")
     on_rank_0(lambda: remove_leftovers(run.path))
-    _require_same_data_on_all_ranks(setup.splits.record)
     resumed = checkpoints.load(state)
     if resumed:
         _require_same_data(run, setup.splits.record)
@@ -262,17 +261,6 @@ def _non_finite(setup: Setup, step: int, loss: float, learning_rate: float, micr
         step + 1,
         setup.state.totals,
     )
-
-
-def _require_same_data_on_all_ranks(record: dict[str, Any]) -> None:
-    """Ranks of another machine may see another folder."""
-    fingerprints = on_every_rank(lambda: record["fingerprint"])
-    for rank, fingerprint in enumerate(fingerprints):
-        if fingerprint != fingerprints[0]:
-            raise UserError(
-                f"rank {rank} has other data than rank 0 (fingerprint {fingerprint[:12]}, not {fingerprints[0][:12]}); "
-                "give all machines the same data.root"
-            )
 
 
 def _require_same_data(run: RunDirectory, record: dict[str, Any]) -> None:

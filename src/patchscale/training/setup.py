@@ -26,6 +26,7 @@ from patchscale.quirks import SAMPLER_ROUNDS_TO
 from patchscale.tasks import Task, build_task
 from patchscale.training.batches import Batch, load_batches
 from patchscale.training.checkpoint import Totals, TrainingState
+from patchscale.training.collective import on_every_rank
 from patchscale.training.compilation import compile_backbone
 from patchscale.training.device import autocast
 from patchscale.training.distributed import ALONE, Ranks, RowsOrder, rows_of_part
@@ -151,6 +152,7 @@ def set_up(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Set
     training, execution = config.training, config.execution
     with ranks.watch.preparing("preparing the data"):
         splits = load_splits(config)
+    _require_same_data_on_all_ranks(splits.record)
     ranks.watch.moved("building the model")
     rows = [
         rows_of_part(training.batch_size, part, ranks.groups, paired=bool(training.mixup or training.cutmix))
@@ -198,6 +200,17 @@ def set_up(config: RunConfig, device: torch.device, ranks: Ranks = ALONE) -> Set
         rows=rows[ranks.group],
         most_rows=max(len(part) for part in rows),
     )
+
+
+def _require_same_data_on_all_ranks(record: dict[str, Any]) -> None:
+    """Ranks of another machine may see another folder."""
+    fingerprints = on_every_rank(lambda: record["fingerprint"])
+    for rank, fingerprint in enumerate(fingerprints):
+        if fingerprint != fingerprints[0]:
+            raise UserError(
+                f"rank {rank} has other data than rank 0 (fingerprint {fingerprint[:12]}, not {fingerprints[0][:12]}); "
+                "give all machines the same data.root"
+            )
 
 
 def _share_images(task: Task, ranks: Ranks, execution: ExecutionConfig) -> None:
