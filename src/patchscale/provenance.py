@@ -1,13 +1,17 @@
 """What produced a number: versions of the packages that decide it, and the commit of this one. No torch needed."""
 
+import hashlib
 import platform
 import subprocess
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from patchscale import __version__
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy")
+DECIDING = ("models", "tasks", "data", "training")
+"""Folders of the package that decide what a run computes."""
 
 
 def versions(*more: str) -> dict[str, str]:
@@ -35,6 +39,17 @@ def git_commit() -> str | None:
         return git("rev-parse", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None
+
+
+@cache
+def code_version() -> str:
+    """Ten hexadecimal digits of the source that decides what a run computes; commits of other parts leave it alone."""
+    package = Path(__file__).parent
+    deciding = [path for folder in DECIDING for path in sorted((package / folder).rglob("*.py"))]
+    digest = hashlib.sha256()
+    for path in (*deciding, package / "config.py", package / "shapes.py", package / "head_shapes.py"):
+        digest.update(path.relative_to(package).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
+    return digest.hexdigest()[:10]
 
 
 def _torch_version() -> str:

@@ -16,8 +16,11 @@ from PIL import Image
 from patchscale.config import build_config
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
-from patchscale.sweeps.executors.local import SweepInterrupted, settle, visible_gpus
+from patchscale.sweeps.executors.base import Ending
+from patchscale.sweeps.executors.local import visible_gpus
 from patchscale.sweeps.runner import run_study
+from patchscale.sweeps.states import settle
+from patchscale.sweeps.stop import SweepInterrupted
 
 from .conftest import reached, wait_until, whole_rows
 
@@ -247,9 +250,9 @@ def test_runs_see_the_environment_of_their_sweep(tiny, tmp_path, monkeypatch):
 def test_how_a_run_ended_is_told_from_its_last_word_and_exit_code(tiny, tmp_path, before, exit_code, state, kind):
     run = RunDirectory.create(tmp_path, "tiny", tiny().configs[0])
     run.write_status(before)
-    assert settle(run, exit_code, stopping=False)[0] == state
+    assert settle(run, Ending(exit_code=exit_code), stopping=False)[0] == state
     assert run.status().get("kind") == kind
-    assert settle(run, exit_code, stopping=True)[0] in (state, "interrupted")
+    assert settle(run, Ending(exit_code=exit_code), stopping=True)[0] in (state, "interrupted")
 
 
 def test_workers_share_the_cores(tiny, tmp_path):
@@ -297,6 +300,8 @@ UNGUARDED_SCRIPT = """
 import sys
 from pathlib import Path
 from patchscale.sweeps.runner import run_study
+from patchscale.sweeps.states import settle
+from patchscale.sweeps.stop import SweepInterrupted
 from patchscale.sweeps.study import load_study
 print("top level", flush=True)
 run_study(load_study(Path(sys.argv[1])), sys.argv[2], workers=2)

@@ -13,9 +13,9 @@ from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
 from patchscale.runs.stages import finished_former_run, former_run
 from patchscale.runs.store import load_runs
-from patchscale.sweeps.executors.local import SweepInterrupted
 from patchscale.sweeps.plan import plan_study
 from patchscale.sweeps.runner import run_study
+from patchscale.sweeps.stop import SweepInterrupted
 from patchscale.sweeps.study import build_study
 from patchscale.training.loop import run_training
 

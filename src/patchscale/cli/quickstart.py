@@ -32,8 +32,8 @@ def quickstart(
     from patchscale.laws.fit import fit_curves
     from patchscale.recipes.quickstart import quickstart_study
     from patchscale.reports.html import write_report
-    from patchscale.sweeps.executors.local import SweepInterrupted
     from patchscale.sweeps.runner import run_study
+    from patchscale.sweeps.stop import SweepInterrupted
     from patchscale.sweeps.study import build_study
 
     started = time.perf_counter()

@@ -60,8 +60,8 @@ def sweep(
         )
 
     from patchscale.cli.sweep_progress import watch_sweep
-    from patchscale.sweeps.executors.local import SweepInterrupted
     from patchscale.sweeps.runner import run_study
+    from patchscale.sweeps.stop import SweepInterrupted
 
     with watch_sweep() as watcher:
         try:

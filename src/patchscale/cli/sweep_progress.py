@@ -17,10 +17,6 @@ from patchscale.sweeps.watch import SweepWatcher
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-OVERHEAD_FLOPS_PER_IMAGE = 2e7
-"""Reading and augmenting an image, as FLOPs, so that runs with few tokens are not guessed to take no time."""
-
-
 @contextmanager
 def watch_sweep() -> Iterator[SweepWatcher]:
     """A watcher that suits stderr."""
@@ -122,8 +118,7 @@ class _TimeLeft:
 
     def plan(self, todo: Sequence[PlannedRun]) -> None:
         for job in todo:
-            images = job.workload.images_seen or 1
-            self.work[job.config.run_id] = images * (job.counts.flops_train + OVERHEAD_FLOPS_PER_IMAGE)
+            self.work[job.config.run_id] = job.work
             self.already[job.config.run_id] = share_done(job.run)
 
     def start(self) -> None:

@@ -242,7 +242,7 @@ def last_beat_age_s(folder: Path) -> float | None:
 
 def _pid_namespace() -> str:
     with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     return ""
 
 

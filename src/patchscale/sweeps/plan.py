@@ -12,10 +12,13 @@ from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
 from patchscale.runs.store import UNREADABLE
 from patchscale.shapes import image_height_width
+from patchscale.sweeps.order import in_order
 from patchscale.sweeps.study import Study
 
 NOT_RETRIED = ("non_finite",)
 """Kinds of failure that would happen again: the run is a function of its config."""
+OVERHEAD_FLOPS_PER_IMAGE = 2e7
+"""Reading and augmenting an image, as FLOPs, so that runs with few tokens are not guessed to take no time."""
 NOT_STARTABLE = ("failed", UNREADABLE, "blocked")
 """States of a run that keep the stage after it from starting."""
 
@@ -52,6 +55,11 @@ class PlannedRun:
         """Forward and backward passes x images seen, 2 FLOPs a MAC; None if the number of images is unknown."""
         images = self.workload.images_seen
         return None if images is None else self.counts.flops_train * images
+
+    @property
+    def work(self) -> float:
+        """What its time is about proportional to, in FLOPs."""
+        return (self.workload.images_seen or 1) * (self.counts.flops_train + OVERHEAD_FLOPS_PER_IMAGE)
 
     def is_open(self, *, retry_failed: bool) -> bool:
         """Whether the run is still to be done."""
@@ -97,9 +105,7 @@ def plan_study(study: Study, runs_root: Path) -> list[PlannedRun]:
     for config in study.configs:
         run = RunDirectory(folder / config.run_id)
         planned[config.identity] = _plan(config, run, planned.get(config.training.init_run or ""))
-    if study.order == "cheapest-first":
-        return sorted(planned.values(), key=_price)
-    return list(planned.values())
+    return in_order(list(planned.values()), study.order)
 
 
 def totals(planned: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -117,13 +123,6 @@ def totals(planned: Sequence[PlannedRun]) -> dict[str, Any]:
 def _sum(planned: Sequence[PlannedRun]) -> int | None:
     flops = [item.flops_train_total for item in planned]
     return None if None in flops else sum(item for item in flops if item is not None)
-
-
-def _price(item: PlannedRun) -> float:
-    """Of all stages, so that a stage comes after the one before."""
-    if item.flops_train_stages is not None:
-        return item.flops_train_stages
-    return item.counts.flops_train + (0 if item.former is None else _price(item.former))
 
 
 def _plan(config: RunConfig, run: RunDirectory, former: PlannedRun | None) -> PlannedRun:

@@ -10,7 +10,8 @@
     stages:                            # optional: every combination is trained in these stages
       - {patch_size: 14, training: {epochs: 2}}
       - {patch_size: 7, training: {epochs: 1}}
-    order: cheapest-first              # or: given
+    order: cheapest-first              # or: widest-first, longest-first, given (order.py)
+    resources: {gpus: 1, time_h: 12}   # optional: what runs need of a cluster (resources.py)
     skip_invalid: false                # true leaves out patches that do not divide the image
 
 Each stage is a run of its own that starts from the final weights of the one before, carried to its patch and image
@@ -31,7 +32,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from patchscale.config import (
     RunConfig,
@@ -43,10 +44,10 @@ from patchscale.config import (
     set_by_path,
 )
 from patchscale.errors import UserError
+from patchscale.sweeps.order import ORDERS
+from patchscale.sweeps.resources import ResourceRule, read_rules
 
-Order = Literal["cheapest-first", "given"]
-
-STUDY_KEYS = ("study", "recipe", "base", "grid", "stages", "order", "skip_invalid")
+STUDY_KEYS = ("study", "recipe", "base", "grid", "stages", "order", "skip_invalid", "resources")
 SHORT_NAMES = {"model": "model.name", "patch_size": "model.patch_size", "img_size": "model.img_size"}
 SHORT = {path: name for name, path in SHORT_NAMES.items()}
 DEFAULT_GRID_PATHS = (*SHORT, "seed")
@@ -76,7 +77,10 @@ class Study:
     """Folder under the runs' root."""
     configs: tuple[RunConfig, ...]
     """Each run once, in the order given."""
-    order: Order = "cheapest-first"
+    order: str = "cheapest-first"
+    """One of `patchscale.sweeps.order.ORDERS`."""
+    resources: tuple[ResourceRule, ...] = ()
+    """What runs need of a cluster; no part of their identity."""
     left_out: tuple[str, ...] = ()
     """Combinations left out under `skip_invalid`, in words."""
     duplicates: int = 0
@@ -106,13 +110,14 @@ def build_study(values: Mapping[str, Any], overrides: Sequence[str] = (), *, sou
 
     name = _study_name(study.get("study"), problems)
     order = study.get("order", "cheapest-first")
-    if order not in get_args(Order):
-        problems.append(f"order: {order!r} is not one of {', '.join(get_args(Order))}")
+    if order not in ORDERS:
+        problems.append(f"order: {order!r} is not one of {', '.join(ORDERS)}")
     skip_invalid = study.get("skip_invalid", False)
     if not isinstance(skip_invalid, bool):
         problems.append(f"skip_invalid: true or false (got {skip_invalid!r})")
     start = _recipe_values(study.get("recipe"), problems)
     stages = _lists_of_stages(study.get("stages"), start, grids, problems)
+    resources = read_rules(study.get("resources"), _path_of, problems)
     if problems:
         raise UserError(f"{source}: " + "; ".join(problems))
 
@@ -126,7 +131,14 @@ def build_study(values: Mapping[str, Any], overrides: Sequence[str] = (), *, sou
         raise UserError(f"{source}: " + "; ".join(problems))
     if not configs:
         raise UserError(f"{source}: nothing to run, every combination was left out: {'; '.join(invalid)}")
-    return Study(name=name, configs=tuple(configs), order=order, left_out=tuple(invalid), duplicates=repeats)
+    return Study(
+        name=name,
+        configs=tuple(configs),
+        order=order,
+        resources=resources,
+        left_out=tuple(invalid),
+        duplicates=repeats,
+    )
 
 
 def _refuse_unknown_keys(study: Mapping[str, Any], problems: list[str]) -> None:
@@ -135,6 +147,11 @@ def _refuse_unknown_keys(study: Mapping[str, Any], problems: list[str]) -> None:
             problems.append(
                 f"{key}: no such key of a study{_hint(str(key), STUDY_KEYS)}; keys: {', '.join(STUDY_KEYS)}"
             )
+
+
+def _path_of(name: str) -> str | None:
+    path = SHORT_NAMES.get(name, name)
+    return path if path in config_paths() else None
 
 
 def _study_name(name: Any, problems: list[str]) -> str:
@@ -257,6 +274,9 @@ def _apply_override(text: str, study: dict[str, Any], forced: dict[str, Any], gr
     if name in ("study", "recipe", "order", "skip_invalid"):
         study[name] = value
         return
+    if section == "resources":
+        _override_resources(study, rest, value)
+        return
     if path not in config_paths():
         names = (*STUDY_KEYS, *SHORT_NAMES, *config_paths())
         raise UserError(f"override {text!r}: no such setting{_hint(name, names)}")
@@ -270,6 +290,14 @@ def _apply_override(text: str, study: dict[str, Any], forced: dict[str, Any], gr
     else:
         forced.pop(_OTHER_DURATION.get(path, ""), None)
         forced[path] = value
+
+
+def _override_resources(study: dict[str, Any], name: str, value: Any) -> None:
+    """As a last entry, which wins."""
+    given = study.get("resources") or []
+    settings: dict[str, Any] = {}
+    set_by_path(settings, name, value)
+    study["resources"] = [*(given if isinstance(given, list) else [given]), settings]
 
 
 _OTHER_DURATION = {"training.epochs": "training.steps", "training.steps": "training.epochs"}

@@ -15,7 +15,7 @@ from patchscale.head_shapes import default_head
 from patchscale.models.adventurer import Adventurer
 from patchscale.models.parameters import count_parameters
 from patchscale.models.ssd.selection import resolve_backend
-from patchscale.provenance import git_commit, versions
+from patchscale.provenance import code_version, git_commit, versions
 from patchscale.runs.record import RunDirectory
 from patchscale.shapes import SHAPES, format_img_size
 from patchscale.training.checkpoint import EMA_WEIGHTS, RAW_WEIGHTS, WEIGHTS
@@ -24,6 +24,9 @@ from patchscale.training.device import cpu_name, device_name, peak_memory_kind
 from patchscale.training.distributed import ALONE, Ranks
 from patchscale.training.memory import MemoryPlan
 from patchscale.training.setup import Setup
+
+CODE = code_version()
+"""Of what was imported, whatever is edited while a process lives."""
 
 
 def record_environment(
@@ -44,6 +47,7 @@ def record_environment(
         "device_name": device_name(device),
         "num_threads": torch.get_num_threads(),
         "memory": asdict(memory),
+        "code": CODE,
     }
     if ranks.size > 1:
         own = {"host": platform.node(), "device_name": device_name(device), "pid": os.getpid()}

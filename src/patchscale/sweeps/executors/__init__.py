@@ -1,10 +1,18 @@
-"""Where the runs of a study are carried out. To add a place: a function like `run_local` in a file here, and an entry
-in `EXECUTORS`.
+"""Where the runs of a study are carried out. To add a place: a class like those here (`base.Executor` says what it
+does) in a file of its own, and an entry in `EXECUTORS`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from patchscale.sweeps.executors.local import run_local
+from patchscale.sweeps.executors.base import Executor, Options
+from patchscale.sweeps.plan import PlannedRun
 
-EXECUTORS: dict[str, Callable[..., None]] = {"local": run_local}
-"""Name -> function(jobs, *, workers, watcher, retry_failed): carries out the jobs and tells the watcher."""
+
+def _local(jobs: Sequence[PlannedRun], options: Options) -> Executor:
+    from patchscale.sweeps.executors.local import LocalExecutor
+
+    return LocalExecutor(jobs, options)
+
+
+EXECUTORS: dict[str, Callable[[Sequence[PlannedRun], Options], Executor]] = {"local": _local}
+"""Name -> executor for the jobs of a study; imported on use. Raises `UserError` for what is missing."""

@@ -1,7 +1,7 @@
 """Runs on this machine: one process each, forked from a server that has imported torch already.
 
-A run starts in milliseconds and dies alone: a crash or an out-of-memory kill ends one run, which is marked failed, and
-the others go on. No torch is imported here; the server does that.
+A run starts in milliseconds and dies alone: a crash or an out-of-memory kill ends one run, and the others go on. Runs
+of several processes are started by torchrun. No torch is imported here; the server does that.
 """
 
 import multiprocessing
@@ -15,182 +15,74 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from types import FrameType, ModuleType
-from typing import Any
+from types import ModuleType
 
 from patchscale.errors import RunFailed, UserError
 from patchscale.runs.record import RunBusy, RunDirectory
-from patchscale.runs.stages import former_run
-from patchscale.runs.store import UNREADABLE
-from patchscale.sweeps.plan import NOT_RETRIED, PlannedRun
-from patchscale.sweeps.watch import SweepWatcher
+from patchscale.sweeps.executors.base import Ending, Options
+from patchscale.sweeps.executors.command import die_with_the_parent, train_command
+from patchscale.sweeps.packing import Gpus
+from patchscale.sweeps.plan import PlannedRun
+from patchscale.sweeps.price import price
+from patchscale.sweeps.resources import Resources, resources_of
+from patchscale.sweeps.retries import set_execution
+from patchscale.sweeps.states import current_state
 
 PRELOADED = ["patchscale.training.loop", "patchscale.sweeps.executors.local", "timm", "torchvision.transforms.v2"]
-LOOK_EVERY_S = 0.25
 BUSY = 75
 """Exit code of a child that found its run held by another process (EX_TEMPFAIL)."""
-LAST_WORDS = {"failed": (1, 2), "interrupted": (128 + signal.SIGINT, 128 + signal.SIGTERM)}
-"""Exit codes of a child that has written this state itself."""
 
 _STARTING = threading.Lock()
 
 
-class SweepInterrupted(KeyboardInterrupt):
-    """A sweep that was asked to stop, and whose runs have saved their state; `exit_code` is 130 or 143."""
+class LocalExecutor:
+    """Processes of this machine, so many at a time: by default one per GPU, else one per core.
 
-    def __init__(self, received: signal.Signals) -> None:
-        super().__init__("sweep stopped")
-        self.exit_code = 128 + received
-
-
-def run_local(
-    jobs: Sequence[PlannedRun], *, workers: int | None = None, watcher: SweepWatcher, retry_failed: bool = False
-) -> None:
-    """Carry out `jobs` in their order, `workers` at a time (default: one per GPU, else one per core).
-
-    The CPU cores are divided among the workers, unless OMP_NUM_THREADS is smaller or a config sets
-    `execution.num_threads`. A stage waits for the one before. A run that another process holds is left alone. On Ctrl-C
-    or SIGTERM the running ones save their state and stop; then raises `SweepInterrupted`. A second Ctrl-C kills them.
+    The CPU cores are divided among them, unless OMP_NUM_THREADS is smaller or a config sets `execution.num_threads`.
     """
-    gpus = visible_gpus() if any(job.config.execution.device in ("auto", "cuda") for job in jobs) else []
-    cores = _available_cores()
-    workers = min(workers or len(gpus) or cores, max(1, len(jobs)))
-    pool = _Pool(workers=workers, threads=max(1, cores // workers), gpus=gpus, retry_failed=retry_failed)
-    waiting = list(jobs)
-    tried: set[str] = set()
-    held: list[PlannedRun] = []  # found held by another process; looked at again when the rest is done
-    second_look = False
-    with _StopRequests(pool) as stop, pool:
-        while waiting or pool.running or (held and not second_look):
-            if not waiting and not pool.running:
-                waiting, held, second_look = held, [], True
-            for job in tuple(waiting):
-                if not pool.has_room() or stop.received:
-                    break
-                state, message = current_stage(job.run, retry_failed=retry_failed, tried=tried)
-                if state == "waits":
-                    continue
-                waiting.remove(job)
-                if state == "running":
-                    held.append(job)
-                elif state == "open":
-                    pool.start(job)
-                    watcher.started(job, workers)
-                else:  # another sweep has carried it out since it was planned
-                    watcher.ended(job, state, message)
-            if (
-                waiting and not pool.running and not stop.received and pool.has_room()
-            ):  # they wait for runs held elsewhere
-                held, waiting = [*held, *waiting], []
-            for job, exit_code in pool.ended(timeout_s=LOOK_EVERY_S):
-                tried.add(job.config.run_id)
-                if exit_code == BUSY:
-                    held.append(job)
-                else:
-                    watcher.ended(job, *settle(job.run, exit_code, stopping=stop.received is not None))
-            watcher.looked(list(pool.running.values()))
-            if stop.received:
-                if pool.ask_to_stop():
-                    watcher.message("stopping: running runs finish their step and save; Ctrl-C again kills them")
-                if not pool.running:
-                    raise SweepInterrupted(stop.received)
-    for job in held:
-        watcher.left_alone(job)
 
-
-def current_state(run: RunDirectory, *, retry_failed: bool) -> tuple[str, str]:
-    """(state, message) of a run by its files; the state is "open" if it is still to be done and nobody does it."""
-    try:
-        status = run.status()
-    except UserError as error:
-        return UNREADABLE, str(error)
-    state, message = status["state"], status.get("message") or ""
-    if state in ("queued", "interrupted"):
-        state = "running" if run.is_locked() else "open"
-    if state == "failed" and retry_failed and status.get("kind") not in NOT_RETRIED:
-        state = "open"
-    return state, message
-
-
-def current_stage(run: RunDirectory, *, retry_failed: bool, tried: Collection[str] = ()) -> tuple[str, str]:
-    """`current_state` of a run that may go on from a former one: it "waits" for it, or is "blocked" if it has failed.
-
-    Runs in `tried` are not retried again.
-    """
-    state, message = current_state(run, retry_failed=retry_failed and run.path.name not in tried)
-    if state != "open":
-        return state, message
-    try:
-        former = former_run(run, run.config()) if run.config_path.exists() else None
-        if former is None or former.result() is not None:
-            return state, message
-        before = current_stage(former, retry_failed=retry_failed, tried=tried)[0]
-    except UserError as error:
-        return "blocked", str(error)
-    if before in ("open", "running", "waits"):
-        return "waits", f"for {former.path.name}"
-    return "blocked", f"waits for {former.path.name}, an earlier stage, which is {before}"
-
-
-def settle(run: RunDirectory, exit_code: int, *, stopping: bool) -> tuple[str, str]:
-    """(state, message) of a run whose process has ended; marks it failed if the process could not say so itself."""
-    try:
-        status = run.read_json("status.json") or {"state": "queued"}
-    except UserError as error:
-        return UNREADABLE, str(error)
-    state, message = status["state"], status.get("message") or ""
-    # Other exit codes mean that the last word in status.json is older than this process.
-    if state == "done" or exit_code in LAST_WORDS.get(state, ()):
-        return state, message
-    if run.result() is not None:
-        return "done", ""  # it was killed between writing its result and saying so
-    if stopping or -exit_code in (signal.SIGTERM, signal.SIGINT):
-        return "interrupted", "stopped before it could save; it goes on from its last checkpoint"
-    kind, message = _cause_of_death(exit_code)
-    message += f"; see {run.log_path}"
-    with suppress(RunBusy, OSError), run.lock():
-        run.write_status("failed", kind=kind, message=message)
-    return "failed", message
-
-
-def _cause_of_death(exit_code: int) -> tuple[str, str]:
-    if exit_code == -signal.SIGKILL:
-        return "out_of_memory", "killed by the system (SIGKILL), most often for want of memory: use fewer --workers"
-    if exit_code < 0:
-        return "crash", f"its process died of {signal.Signals(-exit_code).name}"
-    return "crash", f"its process ended with exit code {exit_code} and no word"
-
-
-class _Pool:
-    """The processes of the runs under way."""
-
-    def __init__(self, *, workers: int, threads: int, gpus: Sequence[str], retry_failed: bool) -> None:
-        self.threads, self.gpus, self.retry_failed = threads, gpus, retry_failed
-        self.running: dict[ForkServerProcess, PlannedRun] = {}
-        self._slots: dict[ForkServerProcess, int] = {}
+    def __init__(self, jobs: Sequence[PlannedRun], options: Options) -> None:
+        names = visible_gpus() if any(job.config.execution.device in ("auto", "cuda") for job in jobs) else []
+        cores = _available_cores()
+        most = options.workers or len(names) * options.runs_per_gpu or cores
+        self.workers = min(most, max(1, len(jobs)))
+        self.options, self.threads = options, max(1, cores // self.workers)
+        self.gpus = Gpus(gpu_memory_bytes(names, options.runs_per_gpu), runs_per_gpu=options.runs_per_gpu)
+        if options.workers is not None:  # more workers than GPUs were asked for: they share, whatever they need
+            self.gpus.share_at_least(options.workers)
+        for job in jobs:
+            self._refuse_what_will_never_fit(self._resources(job))
+        self._jobs: dict[ForkServerProcess, PlannedRun] = {}
         self._asked: set[ForkServerProcess] = set()
-        self._free = list(range(workers))
+        self._memory_bytes: dict[str, int] = {}
+        self._oom_kills = 0
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
 
-    def __enter__(self) -> "_Pool":
-        return self
+    @property
+    def running(self) -> Collection[PlannedRun]:
+        return self._jobs.values()
 
-    def __exit__(self, *_: object) -> None:
-        """Nothing outlives the sweep, however it ends."""
-        self.ask_to_stop()
-        for process in self.running:
-            process.join()
+    def adopt(self, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
+        return []  # nothing outlives a sweep on this machine
 
-    def has_room(self) -> bool:
-        return bool(self._free)
+    def has_room(self, job: PlannedRun) -> bool:
+        if len(self._jobs) >= self.workers:
+            return False
+        return not self.gpus.gpus or self.gpus.find(self._number_of_gpus(job), self._memory(job)) is not None
 
     def start(self, job: PlannedRun) -> None:
-        slot = self._free.pop(0)
-        gpu = self.gpus[slot % len(self.gpus)] if self.gpus else None
-        environment = dict(os.environ) | ({} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu})
-        arguments = (str(job.run.path), environment, self.threads, self.retry_failed)
+        environment = dict(os.environ)
+        if self.gpus.gpus:
+            gpus = self.gpus.find(self._number_of_gpus(job), self._memory(job))
+            assert gpus is not None
+            self.gpus.take(job.config.run_id, gpus, self._memory(job))
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.name for gpu in gpus)
+            self._limit_memory(job, gpus[0].memory_bytes)
+        processes = self._resources(job).processes_per_node
+        arguments = (str(job.run.path), environment, self.threads, self.options.retry_failed, processes)
         process = self._context.Process(target=_child, args=arguments, name=job.config.run_id)
+        self._oom_kills = oom_kills()
         try:
             with _surroundings_of_a_child():
                 process.start()
@@ -199,59 +91,73 @@ class _Pool:
                 "the process that starts runs has died, probably while importing torch; to see why: "
                 f"{sys.executable} -c 'import {', '.join(PRELOADED)}'"
             ) from error
-        self.running[process] = job
-        self._slots[process] = slot
+        self._jobs[process] = job
 
-    def ended(self, *, timeout_s: float) -> Iterator[tuple[PlannedRun, int]]:
-        """Runs whose process has ended, with its exit code (negative: the signal); waits up to `timeout_s` for one."""
-        by_sentinel = {process.sentinel: process for process in self.running}
+    def flush(self) -> None:
+        """Nothing: runs start at once."""
+
+    def ended(self, *, timeout_s: float) -> Iterator[tuple[PlannedRun, Ending]]:
+        by_sentinel = {process.sentinel: process for process in self._jobs}
+        if not by_sentinel:
+            threading.Event().wait(timeout_s / 10)
         for sentinel in wait(list(by_sentinel), timeout_s) if by_sentinel else ():
             process = by_sentinel[sentinel]  # type: ignore[index]
             process.join()
             exit_code = process.exitcode
-            job = self.running.pop(process)
-            self._free.append(self._slots.pop(process))
+            job = self._jobs.pop(process)
+            self.gpus.release(job.config.run_id)
             self._asked.discard(process)
             process.close()
             assert exit_code is not None
-            yield job, exit_code
+            several = self._resources(job).processes_per_node > 1
+            short = exit_code == -signal.SIGKILL and oom_kills() > self._oom_kills
+            yield job, Ending(exit_code=None if several and exit_code > 0 else exit_code, out_of_memory=short)
 
-    def ask_to_stop(self) -> bool:
-        """Ask every run to finish its step, save and end; once, as asked twice it drops the step. Whether any was."""
-        to_ask = self.running.keys() - self._asked
+    def stop(self, received: signal.Signals) -> bool:
+        """Once, as a run that is asked twice drops its step."""
+        to_ask = self._jobs.keys() - self._asked
         for process in to_ask:
             process.terminate()
         self._asked |= to_ask
         return bool(to_ask)
 
     def kill(self) -> None:
-        """End every run at once; it goes on from its last checkpoint another time."""
-        for process in self.running:
+        for process in self._jobs:
             process.kill()
 
+    def close(self) -> None:
+        """Nothing outlives the sweep, however it ends."""
+        self.stop(signal.SIGTERM)
+        for process in self._jobs:
+            process.join()
 
-class _StopRequests:
-    """Ctrl-C and SIGTERM: the first is remembered, for the runs to be asked to save and stop; the second kills them."""
+    def _resources(self, job: PlannedRun) -> Resources:
+        return resources_of(job.config, self.options.resources)
 
-    def __init__(self, pool: _Pool) -> None:
-        self.received: signal.Signals | None = None
-        self._pool = pool
-        self._previous: dict[signal.Signals, Any] = {}
+    def _number_of_gpus(self, job: PlannedRun) -> int:
+        return max(1, int(self._resources(job).gpus or 1))
 
-    def __enter__(self) -> "_StopRequests":
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._previous[number] = signal.signal(number, self._request)
-        return self
+    def _memory(self, job: PlannedRun) -> int:
+        """What the run is predicted to take of each GPU; asked only where several share one."""
+        if self.gpus.runs_per_gpu == 1:
+            return 0
+        run_id = job.config.run_id
+        if run_id not in self._memory_bytes:
+            self._memory_bytes[run_id] = price(job, None).memory.peak_bytes
+        return self._memory_bytes[run_id]
 
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
+    def _limit_memory(self, job: PlannedRun, memory_bytes: int | None) -> None:
+        """Let a run that shares its GPU count on its share only, or on what it needs if that is more."""
+        if self.options.runs_per_gpu == 1 or memory_bytes is None or job.config.execution.memory_limit_gib is not None:
+            return
+        share = max(memory_bytes / self.options.runs_per_gpu, self._memory(job) / 0.75)
+        set_execution(job.run, {"memory_limit_gib": round(min(share, memory_bytes) / 2**30, 3)})
 
-    def _request(self, number: int, frame: FrameType | None) -> None:
-        if self.received is not None:
-            self._pool.kill()
-        self.received = signal.Signals(number)
+    def _refuse_what_will_never_fit(self, needs: Resources) -> None:
+        if needs.nodes > 1:
+            raise UserError(f"resources: {needs.nodes} nodes are for --executor slurm; this is one machine")
+        if self.gpus.gpus and (needs.gpus or 1) > len(self.gpus.gpus):
+            raise UserError(f"resources: {needs.gpus:g} GPUs for a run, and this machine shows {len(self.gpus.gpus)}")
 
 
 @contextmanager
@@ -272,7 +178,7 @@ def _surroundings_of_a_child() -> Iterator[None]:
                 del os.environ["OMP_WAIT_POLICY"]
 
 
-def _child(path: str, environment: dict[str, str], threads: int, retry_failed: bool) -> None:
+def _child(path: str, environment: dict[str, str], threads: int, retry_failed: bool, processes: int = 1) -> None:
     """The life of one run's process; its last words are its exit code and status.json."""
     run = RunDirectory(Path(path))
     os.setpgid(0, 0)  # Ctrl-C in the terminal reaches the sweep alone, which asks each run once
@@ -280,6 +186,11 @@ def _child(path: str, environment: dict[str, str], threads: int, retry_failed: b
     _stop_if_the_sweep_dies()
     os.environ.clear()  # the server's is that of the first sweep
     os.environ.update(environment)  # before CUDA is touched in this process
+    if processes > 1:
+        die_with_the_parent()
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, threads // processes)))
+        command = train_command(run.path, processes=processes)
+        os.execv(command[0], command)
     import torch
 
     from patchscale.training.loop import run_training
@@ -340,3 +251,28 @@ def visible_gpus() -> list[str]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [str(number) for number, _ in enumerate(line for line in listed.splitlines() if line.startswith("GPU "))]
+
+
+def gpu_memory_bytes(names: Sequence[str], runs_per_gpu: int) -> dict[str, int | None]:
+    """Name of each GPU -> its memory; asked for only if several runs may share one, None where it is not told."""
+    if runs_per_gpu == 1 or not names:
+        return dict.fromkeys(names)
+    sizes: dict[str, int | None] = {}
+    for name in names:
+        question = ["nvidia-smi", "-i", name, "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+        try:
+            told = subprocess.run(question, capture_output=True, text=True, check=True, timeout=30).stdout
+            sizes[name] = int(float(told.strip()) * 2**20)
+        except (OSError, ValueError, subprocess.SubprocessError):
+            sizes[name] = None
+    return sizes
+
+
+def oom_kills() -> int:
+    """Processes that the system has killed for want of memory since it started; 0 where it does not tell."""
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
+            name, _, count = line.partition(" ")
+            if name == "oom_kill":
+                return int(count)
+    return 0

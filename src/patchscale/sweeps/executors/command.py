@@ -1,0 +1,87 @@
+"""The command of a run's process, and the process itself where Slurm or Ray starts it. No torch.
+
+What it prints goes to console.txt of the run directory.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from patchscale.runs.record import RunBusy, RunDirectory
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the system sends this signal when the parent dies."""
+MISTAKE = 2
+"""Exit code of `patchscale train` for a mistake of the user's."""
+
+
+def train_command(
+    path: Path, *, processes: int = 1, nodes: int = 1, node: int = 0, meet_at: str = "", job: str = ""
+) -> list[str]:
+    """`patchscale train` for a run directory; by torchrun if there are several processes.
+
+    `processes` are those of each node; nodes meet at `meet_at`, host and port of the first, under the name `job`.
+    """
+    train = ["-m", "patchscale", "train", "--run-dir", str(path)]
+    if processes * nodes == 1:
+        return [sys.executable, *train]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+    if nodes == 1:
+        return [*launch, "--standalone", *train]
+    meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", meet_at, "--rdzv-id", job]
+    return [*launch, "--nnodes", str(nodes), "--node-rank", str(node), *meet, *train]
+
+
+def start(path: Path, command: Sequence[str]) -> "subprocess.Popen[bytes]":
+    """Start the run's process; it saves and stops if this one dies."""
+    with (path / "console.txt").open("ab") as console:
+        return subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, preexec_fn=_prepare_child
+        )
+
+
+def wait(process: "subprocess.Popen[bytes]", path: Path) -> int:
+    """Its exit code, when it has ended; a mistake that it could not record itself is recorded."""
+    while (exit_code := process.poll()) is None:
+        time.sleep(0.1)  # signals are handled in between
+    if exit_code == MISTAKE:
+        _record_mistake(RunDirectory(path))
+    return exit_code
+
+
+def stop(process: "subprocess.Popen[bytes]") -> None:
+    """Ask it to save and end, and wait for it."""
+    with suppress(ProcessLookupError):
+        process.send_signal(signal.SIGTERM)
+    with suppress(ChildProcessError):
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # leaves its exit code to whoever asks for it
+
+
+def die_with_the_parent() -> None:
+    """Let this process, whatever it executes, get SIGTERM when its parent dies. Linux; elsewhere nothing."""
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _prepare_child() -> None:
+    die_with_the_parent()
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a step; submitit handles it
+
+
+def _record_mistake(run: RunDirectory) -> None:
+    status = run.status()
+    if status["state"] in ("failed", "running", "done"):
+        return
+    lines = (run.path / "console.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    message = errors[-1].removeprefix("error: ") if errors else "see console.txt"
+    if "another process is running this run" in message:
+        return
+    with suppress(RunBusy), run.lock():
+        run.write_status("failed", kind="config", message=message)

@@ -1,0 +1,199 @@
+"""The scheduling of a study, the same for every executor: what may start, what has ended, what is tried again.
+
+A run is started when it is open, its earlier stage is done and the executor has room. One that another process holds is
+looked at now and then. When all else is done, the loop waits for those that this sweep itself has started and for
+those whose owner gives no sign of life, which it takes over; those whose owner lives are left alone, or waited for too.
+"""
+
+import signal
+import time
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from patchscale.errors import UserError
+from patchscale.runs.claim import BEAT_EVERY_S, last_beat_age_s
+from patchscale.sweeps.budget import Budget
+from patchscale.sweeps.executors.base import Ending, Executor
+from patchscale.sweeps.plan import PlannedRun
+from patchscale.sweeps.resources import ResourceRule, resources_of
+from patchscale.sweeps.retries import decide
+from patchscale.sweeps.states import current_stage, settle
+from patchscale.sweeps.stop import StopRequests, SweepInterrupted
+from patchscale.sweeps.watch import SweepWatcher
+
+LOOK_EVERY_S = 0.25
+LOOK_ELSEWHERE_EVERY_S = 1.0
+"""Runs that others hold."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rules:
+    """What a sweep may do."""
+
+    retry_failed: bool = False
+    keep_going: bool = False
+    """Go on after a mistake in the configuration."""
+    wait: bool = False
+    """Wait for runs that other processes carry out, and take them over if those die."""
+    budget: Budget | None = None
+    resources: Sequence[ResourceRule] = ()
+
+
+def carry_out(jobs: Sequence[PlannedRun], executor: Executor, *, watcher: SweepWatcher, rules: Rules) -> None:
+    """Carry out `jobs` in their order. On Ctrl-C or SIGTERM running ones save; then raises `SweepInterrupted`."""
+    loop = _Loop(jobs, executor, watcher, rules)
+    try:
+        with StopRequests(executor.kill) as stop:
+            loop.run(stop)
+    finally:
+        executor.close()
+
+
+class _Loop:
+    def __init__(self, jobs: Sequence[PlannedRun], executor: Executor, watcher: SweepWatcher, rules: Rules) -> None:
+        self.executor, self.watcher, self.rules = executor, watcher, rules
+        self.waiting = list(jobs)
+        self.held: list[PlannedRun] = []
+        """Another process holds them, or those that they go on from."""
+        self.ended: set[str] = set()
+        self.attempts: dict[str, int] = {}
+        """Of the runs started here: how often they had been claimed before."""
+        self.any_trained = False
+        self.stopped = ""
+        """Why no further run is started."""
+        self.looked_elsewhere = time.monotonic()
+
+    def run(self, stop: StopRequests) -> None:
+        adopted = self.executor.adopt(self.waiting)
+        for job in adopted:
+            self.waiting.remove(job)
+            self._note(job)
+        if adopted:
+            self.watcher.message(f"{len(adopted)} runs are on their way already, from a sweep before")
+        while True:
+            if not stop.received and not self.stopped:
+                self._start()
+            for job, ending in self.executor.ended(timeout_s=LOOK_EVERY_S):
+                self._settle(job, ending, stopping=stop.received is not None)
+            running = list(self.executor.running)
+            self.watcher.looked(running)
+            if stop.received:
+                if self.executor.stop(stop.received):
+                    self.watcher.message("stopping: running runs finish their step and save; Ctrl-C again kills them")
+                if not self.executor.running:
+                    raise SweepInterrupted(stop.received)
+            elif self.rules.budget is not None and not self.stopped and self.rules.budget.is_spent(running):
+                self._stop_starting(f"the budget is spent: {self.rules.budget.words(running)}; running runs save")
+                self.executor.stop(signal.SIGINT)
+            self._look_elsewhere()
+            if self._is_over():
+                return
+
+    def _start(self) -> None:
+        """Hand over what may start, as far as there is room."""
+        here = {job.config.identity for job in (*self.waiting, *self.executor.running)}
+        for job in tuple(self.waiting):
+            if not self.executor.has_room(job):
+                break
+            if job.former is not None and job.former.config.identity in here:
+                continue
+            if self.rules.budget is not None and not self.rules.budget.allows(job, self.executor.running):
+                continue
+            state, message = current_stage(job.run, retry_failed=self.rules.retry_failed, tried=self.ended)
+            if state == "waits":
+                self.waiting.remove(job)
+                self.held.append(job)
+                continue
+            self.waiting.remove(job)
+            if state == "running":
+                self.held.append(job)
+            elif state == "open":
+                self._note(job)
+                self.executor.start(job)
+                self.watcher.started(job, self.executor.workers)
+            else:  # another sweep has carried it out since it was planned
+                self._end(job, state, message)
+        self.executor.flush()
+
+    def _note(self, job: PlannedRun) -> None:
+        self.attempts[job.config.run_id] = job.run.attempt()
+
+    def _settle(self, job: PlannedRun, ending: Ending, *, stopping: bool) -> None:
+        state, message = settle(job.run, ending, before=self.attempts[job.config.run_id], stopping=stopping)
+        if state == "running":
+            self.held.append(job)
+            return
+        if not stopping and not self.stopped:
+            processes = resources_of(job.config, self.rules.resources)
+            retry = decide(
+                job.run,
+                state,
+                ending,
+                processes=processes.nodes * processes.processes_per_node,
+                any_trained=self.any_trained or self.rules.keep_going or any(map(_has_trained, self.executor.running)),
+            )
+            if retry.again:
+                self.watcher.message(f"{state}: {job.config.run_id}: {message}; again, {retry.reason}")
+                self.waiting.insert(0, job)
+                return
+            if retry.stops_study:
+                self._stop_starting(f"no further run is started: {retry.reason}; --keep-going starts them all the same")
+        self._end(job, state, message)
+
+    def _end(self, job: PlannedRun, state: str, message: str) -> None:
+        self.ended.add(job.config.run_id)
+        self.any_trained |= state == "done"
+        if self.rules.budget is not None:
+            self.rules.budget.ended(job)
+        self.watcher.ended(job, state, message)
+
+    def _stop_starting(self, why: str) -> None:
+        self.stopped = why
+        self.watcher.message(why)
+
+    def _look_elsewhere(self) -> None:
+        """Take back what is no longer held."""
+        if not self.held or time.monotonic() - self.looked_elsewhere < LOOK_ELSEWHERE_EVERY_S:
+            return
+        self.looked_elsewhere = time.monotonic()
+        for job in tuple(self.held):
+            state, _ = current_stage(job.run, retry_failed=self.rules.retry_failed, tried=self.ended)
+            if state not in ("running", "waits"):
+                self.held.remove(job)
+                self.waiting.insert(0, job)
+
+    def _is_over(self) -> bool:
+        if self.executor.running:
+            return False
+        if self.stopped:
+            return True
+        if self.waiting:
+            budget = self.rules.budget
+            if budget is None or any(budget.allows(job, ()) for job in self.waiting):
+                return False
+            self.watcher.message(f"{len(self.waiting)} runs are left: {budget.words(())}")
+            self.waiting = []
+        if any(self._is_awaited(job) for job in self.held):
+            return False
+        for job in self.held:
+            self.watcher.left_alone(job)
+        return True
+
+    def _is_awaited(self, job: PlannedRun) -> bool:
+        """Whether a run that is held elsewhere is worth waiting for."""
+        if self.rules.wait or job.config.run_id in self.attempts:
+            return True
+        if job.former is not None and job.former in self.held:
+            return self._is_awaited(job.former)
+        owner = job.run.owner()
+        if owner is None:
+            return True  # it was let go this instant
+        age_s = last_beat_age_s(job.run.claims_path)
+        return not owner.is_here and age_s is not None and age_s > 2 * BEAT_EVERY_S
+
+
+def _has_trained(job: PlannedRun) -> bool:
+    with suppress(UserError):
+        return bool((job.run.read_json("status.json") or {}).get("step"))
+    return False

@@ -1,0 +1,119 @@
+"""What a run needs of a cluster: key `resources` of a study, a table or a list of them. No torch.
+
+    resources:
+      - {gpus: 1, cpus: 8, memory_gib: 32, time_h: 12, slurm: {partition: gpu}}
+      - {where: {patch_size: [1, 2]}, nodes: 2, gpus: 8, time_h: 48}
+
+Later entries win. None of it is part of a run's identity.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from patchscale.config import RunConfig
+
+NUMBERS = {"nodes": int, "gpus": float, "processes": int, "cpus": int, "memory_gib": float, "time_h": float}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """Of one run."""
+
+    nodes: int = 1
+    gpus: float | None = None
+    """Of each node; a fraction shares a GPU (Ray)."""
+    processes: int | None = None
+    """Of each node. Default: as many as GPUs, at least 1. More than one in all are started with torchrun."""
+    cpus: int | None = None
+    """Of each node."""
+    memory_gib: float | None = None
+    """Of each node."""
+    time_h: float | None = None
+    """Time limit of a job; a run that has not ended by then is queued again and goes on."""
+    slurm: Mapping[str, Any] = field(default_factory=dict)
+    """Further parameters of sbatch, by their names, such as partition, account, qos, constraint."""
+
+    @property
+    def processes_per_node(self) -> int:
+        """Ranks that every node starts."""
+        return self.processes or max(1, int(self.gpus or 0))
+
+    @property
+    def devices(self) -> float:
+        """What hours are counted of: GPUs of all nodes, or processes where there are none."""
+        return self.nodes * (self.gpus or self.processes_per_node)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResourceRule:
+    """Settings of `Resources` for the runs that `where` describes."""
+
+    where: Mapping[str, Sequence[Any]]
+    """Dotted path of the config -> values it may have."""
+    settings: Mapping[str, Any]
+
+    def holds_for(self, config: RunConfig) -> bool:
+        """Whether the run is one of those."""
+        return all(_at(config, path) in values for path, values in self.where.items())
+
+
+def resources_of(config: RunConfig, rules: Sequence[ResourceRule]) -> Resources:
+    """What the run needs."""
+    settings: dict[str, Any] = {}
+    for rule in rules:
+        if rule.holds_for(config):
+            further = {**settings.get("slurm", {}), **rule.settings.get("slurm", {})}
+            settings |= {**rule.settings, "slurm": further}
+    return Resources(**settings)
+
+
+def read_rules(given: Any, path_of: Callable[[str], str | None], problems: list[str]) -> tuple[ResourceRule, ...]:
+    """The rules in a study file; `path_of` gives the dotted path of a setting of a run, None if there is none."""
+    if given is None:
+        return ()
+    entries = given if isinstance(given, list) else [given]
+    return tuple(
+        _rule(entry, "resources" if len(entries) == 1 else f"resources {number}", path_of, problems)
+        for number, entry in enumerate(entries, 1)
+    )
+
+
+def _rule(entry: Any, place: str, path_of: Callable[[str], str | None], problems: list[str]) -> ResourceRule:
+    if not isinstance(entry, dict):
+        problems.append(f"{place}: expected settings such as {{gpus: 1, time_h: 12}} (got {entry!r})")
+        return ResourceRule(where={}, settings={})
+    known = [each.name for each in fields(Resources)]
+    settings = {}
+    for name, value in entry.items():
+        if name in NUMBERS:
+            whole = NUMBERS[name] is int
+            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
+                problems.append(f"{place}.{name}: a {'whole ' if whole else ''}number (got {value!r})")
+            elif value == 0 and name in ("nodes", "processes", "time_h"):
+                problems.append(f"{place}.{name}: more than 0 (got {value!r})")
+            settings[name] = value
+        elif name == "slurm":
+            if not isinstance(value, dict):
+                problems.append(f"{place}.slurm: expected parameters of sbatch, such as {{partition: gpu}}")
+            else:
+                settings[name] = value
+        elif name != "where":
+            problems.append(f"{place}.{name}: no such resource; choose from {', '.join([*known, 'where'])}")
+    if settings.get("nodes", 1) != 1 and isinstance(settings.get("gpus"), float) and settings["gpus"] % 1:
+        problems.append(f"{place}: a fraction of a GPU cannot be shared by {settings['nodes']} nodes")
+    where: dict[str, Sequence[Any]] = {}
+    for name, value in (entry.get("where") or {}).items():
+        path = path_of(str(name))
+        if path is None:
+            problems.append(f"{place}.where.{name}: no such setting of a run")
+        else:
+            where[path] = value if isinstance(value, list) else [value]
+    return ResourceRule(where=where, settings=settings)
+
+
+def _at(config: RunConfig, path: str) -> Any:
+    value: Any = config
+    for name in path.split("."):
+        value = getattr(value, name)
+    return value

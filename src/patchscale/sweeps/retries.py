@@ -1,0 +1,125 @@
+"""What becomes of a run whose attempt did not end well, by the kind of failure. No torch.
+
+| what happened | what is done |
+| --- | --- |
+| preempted, node lost, stopped from outside | tried again, as long as it gets on; `FRUITLESS` times if it does not |
+| killed, and nothing tells why | the same, three times; from then on as if for want of memory |
+| out of memory | tried again with activation checkpointing, then with ever smaller micro-batches of the same batch |
+| a hung rank, a crash without a word or of several processes | tried again, `FRUITLESS_CRASHES` times |
+| non-finite, data, any other crash | not tried again: the run is a function of its config |
+| config, if no run of the study has trained yet; no room on the disk | no further run is started: all would fail |
+
+Counts are in `retries.json` of the run directory, so that they hold for whoever goes on with the study.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from patchscale.config import RunConfig, build_config
+from patchscale.errors import UserError
+from patchscale.files import write_text
+from patchscale.runs.record import RunBusy, RunDirectory
+from patchscale.sweeps.executors.base import Ending
+
+FRUITLESS = 10
+FRUITLESS_KILLS = 3
+FRUITLESS_CRASHES = 2
+FILE = "retries.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retry:
+    """Whether a run is tried again, and why."""
+
+    again: bool
+    reason: str = ""
+    stops_study: bool = False
+    """No further run of the study should be started."""
+
+
+def decide(run: RunDirectory, state: str, ending: Ending, *, processes: int, any_trained: bool) -> Retry:
+    """What to do with a run that ended in `state`; counts the attempt, and changes `execution` if memory was short."""
+    if state == "interrupted":
+        return Retry(again=False) if ending.cancelled else _again(run, "preempted", FRUITLESS)
+    if state != "failed":
+        return Retry(again=False)
+    status = run.read_json("status.json") or {}
+    kind, silent = status.get("kind"), "no word" in status.get("message", "") or "died of" in status.get("message", "")
+    if kind == "out_of_memory":
+        if ending.exit_code is not None and ending.exit_code < 0 and not ending.out_of_memory:
+            retry = _again(run, "killed", FRUITLESS_KILLS)
+            if retry.again:
+                return retry
+        smaller = _with_less_memory(run)
+        return Retry(again=smaller is not None, reason=smaller or "")
+    if kind == "hung_rank" or (kind == "crash" and (silent or processes > 1)):
+        return _again(run, str(kind), FRUITLESS_CRASHES)
+    if kind == "config" and not any_trained:
+        return Retry(again=False, stops_study=True, reason="a mistake in the configuration would fail every run")
+    if kind == "storage":
+        return Retry(again=False, stops_study=True, reason="no run can be saved")
+    return Retry(again=False)
+
+
+def with_retries(run: RunDirectory, config: RunConfig) -> RunConfig:
+    """`config` with what earlier attempts have taught about its execution."""
+    learned = (run.read_json(FILE) or {}).get("execution")
+    return _changed(config, learned) if learned else config
+
+
+def forget(run: RunDirectory) -> None:
+    """Count from 0 again; what was learned about memory is kept."""
+    record = run.read_json(FILE)
+    if record is not None:
+        run.write_json(FILE, {"execution": record["execution"]} if "execution" in record else {})
+
+
+def set_execution(run: RunDirectory, settings: Mapping[str, Any]) -> None:
+    """Change the run's `execution` settings, unless a process holds it."""
+    with suppress(RunBusy), run.lock():
+        write_text(run.config_path, _changed(run.config(), settings).to_yaml())
+
+
+def _again(run: RunDirectory, kind: str, limit: int) -> Retry:
+    """Count an attempt that got no further than the one before, and say whether there may be another."""
+    try:
+        record = run.read_json(FILE) or {}
+    except UserError:
+        record = {}
+    with suppress(UserError):
+        step = (run.read_json("status.json") or {}).get("step") or 0
+        before = record.get(kind, {"count": 0, "step": 0})
+        count = 1 if step > before["step"] else before["count"] + 1
+        record[kind] = {"count": count, "step": max(step, before["step"])}
+        run.write_json(FILE, record)
+        return Retry(again=count <= limit, reason=f"try {count + 1} of {limit + 1}")
+    return Retry(again=False)
+
+
+def _with_less_memory(run: RunDirectory) -> str | None:
+    """Let the run need less memory from now on; says how, None if nothing is left to try."""
+    config = run.config()
+    memory = (run.read_json("environment.json") or {}).get("memory", {})
+    chosen = config.execution.micro_batch_size
+    if chosen == "auto" and memory and not memory["splittable"]:
+        return None  # a model that needs its whole batch, such as one with batch norm
+    size = memory.get("micro_batch_size", config.training.batch_size) if chosen == "auto" else chosen
+    if config.execution.activation_checkpointing != "on" and not memory.get("activation_checkpointing"):
+        settings: dict[str, Any] = {"activation_checkpointing": "on", "micro_batch_size": size}
+        words = "with activation checkpointing"
+    elif size > 1:
+        settings = {"activation_checkpointing": "on", "micro_batch_size": size // 2}
+        words = f"in parts of {size // 2} images of the same batch"
+    else:
+        return None
+    run.write_json(FILE, (run.read_json(FILE) or {}) | {"execution": settings})
+    set_execution(run, settings)
+    return words
+
+
+def _changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:
+    values = config.to_dict()
+    values.setdefault("execution", {}).update(settings)
+    return build_config(values)
