@@ -320,7 +320,9 @@ def _checked(budgets: Mapping[str, float], table: pd.DataFrame) -> dict[str, flo
 
 
 def _is_positive(limit: Any) -> bool:
-    return isinstance(limit, Real) and not isinstance(limit, bool) and 0 < float(limit) < float("inf")
+    if isinstance(limit, bool) or not isinstance(limit, Real):
+        return False
+    return 0 < float(limit) < float("inf")
 
 
 def _nothing_fits(
