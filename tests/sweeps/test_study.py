@@ -124,7 +124,7 @@ def test_all_mistakes_come_in_one_line():
         "grid.seed: an empty list leaves nothing to run",
         "grid.execution.device: does not change what a run computes; put it in base",
         "grid.training: no such setting of a run; it is a section with the settings epochs, steps",
-        "order: 'random' is not one of cheapest-first, given",
+        "order: 'random' is not one of cheapest-first, widest-first, longest-first, given",
         "skip_invalid: true or false (got 'maybe')",
     ):
         assert part in message

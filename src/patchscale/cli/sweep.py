@@ -27,16 +27,41 @@ def sweep(
     device: Annotated[
         str | None,
         typer.Option(
-            help="With --dry-run: also hours on h100, a100, ..., or a profile (patchscale cost --list-devices)."
+            help="With --dry-run or --budget: hours on h100, a100, ..., or a profile (patchscale cost --list-devices)."
         ),
     ] = None,
+    executor: Annotated[
+        str, typer.Option(help="Where runs are carried out: local, slurm or ray (docs/clusters.md).")
+    ] = "local",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Runs at a time. Default: one per GPU, else one per core.")
+    ] = None,
+    runs_per_gpu: Annotated[
+        int, typer.Option(min=1, help="At most so many runs share a GPU, as their predicted memory allows.")
+    ] = 1,
+    budget: Annotated[
+        float | None,
+        typer.Option(min=0, metavar="HOURS", help="Start nothing that would exceed so many device hours in all."),
     ] = None,
     runs_root: Annotated[Path, typer.Option(help="Folder of all studies.")] = Path("runs"),
     retry_failed: Annotated[
         bool, typer.Option("--retry-failed", help="Try failed runs again, except those that became non-finite.")
     ] = False,
+    keep_going: Annotated[
+        bool, typer.Option("--keep-going", help="Go on after a mistake in the configuration.")
+    ] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait", help="Wait for runs of other sweeps, and take them over if those die.")
+    ] = False,
+    mix_code: Annotated[
+        bool, typer.Option("--mix-code", help="Go on although runs of the study were made by other code.")
+    ] = False,
+    early_fit: Annotated[
+        bool, typer.Option("--early-fit", help="Fit the law again whenever a run has finished.")
+    ] = False,
+    ray_address: Annotated[
+        str | None, typer.Option(help="With --executor ray: the cluster's. Default: $RAY_ADDRESS, or this machine.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the runs as JSON.")] = False,
 ) -> None:
     """Train every combination of a study; finished runs are skipped, interrupted ones resumed.
@@ -54,7 +79,7 @@ def sweep(
     if dry_run:
         _print_plan(loaded, runs_root, device, json=json)
         return
-    if device is not None:
+    if device is not None and budget is None:
         raise UserError(
             f"--device {device} prices a study: give it with --dry-run; execution.device is where runs train"
         )
@@ -63,9 +88,23 @@ def sweep(
     from patchscale.sweeps.runner import run_study
     from patchscale.sweeps.stop import SweepInterrupted
 
-    with watch_sweep() as watcher:
+    with watch_sweep(fit_in=runs_root / loaded.name if early_fit else None) as watcher:
         try:
-            table = run_study(loaded, runs_root, workers=workers, retry_failed=retry_failed, progress=watcher)
+            table = run_study(
+                loaded,
+                runs_root,
+                executor=executor,
+                workers=workers,
+                runs_per_gpu=runs_per_gpu,
+                retry_failed=retry_failed,
+                keep_going=keep_going,
+                wait=wait,
+                mix_code=mix_code,
+                budget_hours=budget,
+                device=device,
+                ray_address=ray_address,
+                progress=watcher,
+            )
         except SweepInterrupted as stopped:
             again = shlex.join(["patchscale", *sys.argv[1:]])
             watcher.message(f"stopped; finished runs are kept, the others go on with: {again}")

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchscale.errors import UserError
@@ -17,24 +18,26 @@ from patchscale.sweeps.watch import SweepWatcher
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+
 @contextmanager
-def watch_sweep() -> Iterator[SweepWatcher]:
-    """A watcher that suits stderr."""
+def watch_sweep(*, fit_in: Path | None = None) -> Iterator[SweepWatcher]:
+    """A watcher that suits stderr; it fits the law to the runs in `fit_in` whenever one has finished."""
     if not sys.stderr.isatty():
-        yield _Lines()
+        yield _Lines(fit_in)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as progress:
-        yield _Bars(progress)
+        yield _Bars(progress, fit_in)
 
 
 class _Events(SweepWatcher):
     """Counts, and a line for each event."""
 
-    def __init__(self) -> None:
+    def __init__(self, fit_in: Path | None = None) -> None:
+        self.fit_in = fit_in
         self.total = self.ended_count = self.failed_count = 0
         self.clock = _TimeLeft()
 
@@ -56,6 +59,11 @@ class _Events(SweepWatcher):
         self.clock.end(job)
         outcome = _result_words(job.run) if state == "done" else message
         self.message(f"[{self.ended_count}/{self.total}] {state}: {label(job)}{': ' if outcome else ''}{outcome}")
+        if self.fit_in is not None and state == "done":
+            from patchscale.cli.early_fit import early_fit
+
+            for line in early_fit(self.fit_in):
+                self.message(line)
 
     def left_alone(self, job: PlannedRun) -> None:
         self.message(f"left alone: {label(job)} is being carried out by another process")
@@ -71,8 +79,8 @@ class _Lines(_Events):
 
 
 class _Bars(_Events):
-    def __init__(self, progress: "Progress") -> None:
-        super().__init__()
+    def __init__(self, progress: "Progress", fit_in: Path | None = None) -> None:
+        super().__init__(fit_in)
         self.progress = progress
         self.bars: dict[str, TaskID] = {}
         self.overall: TaskID | None = None

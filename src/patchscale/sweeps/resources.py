@@ -13,7 +13,15 @@ from typing import Any
 
 from patchscale.config import RunConfig
 
-NUMBERS = {"nodes": int, "gpus": float, "processes": int, "cpus": int, "memory_gib": float, "time_h": float}
+NUMBERS = {
+    "nodes": int,
+    "gpus": float,
+    "processes": int,
+    "cpus": int,
+    "memory_gib": float,
+    "gpu_memory_gib": float,
+    "time_h": float,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +37,8 @@ class Resources:
     """Of each node."""
     memory_gib: float | None = None
     """Of each node."""
+    gpu_memory_gib: float | None = None
+    """Memory of a GPU, where several runs share one (Ray)."""
     time_h: float | None = None
     """Time limit of a job; a run that has not ended by then is queued again and goes on."""
     slurm: Mapping[str, Any] = field(default_factory=dict)

@@ -46,8 +46,8 @@ def run_study(
     Finished runs are skipped, interrupted ones resumed, failures retried by their kind (`sweeps/retries.py`). Those
     that have failed before are left unless `retry_failed`; those that became non-finite are left always, as they would
     again; stages that would go on from them are "blocked". A run that fails does not stop the others, unless they
-    would all fail (`keep_going`): see column `status`. Nothing is started that would exceed `budget_hours` of devices; what
-    runs cost is then predicted for `device`, else from the runs so far. `wait` waits for runs that other processes
+    would all fail (`keep_going`): see column `status`. Nothing is started that would exceed `budget_hours` of devices;
+    what runs cost is then predicted for `device`, else from the runs so far. `wait` waits for runs that other processes
     carry out. Raises `UserError` if torch is missing, a model is unknown, or (without `mix_code`) a curve would mix
     versions of the code, before anything starts, and `patchscale.sweeps.stop.SweepInterrupted` (a KeyboardInterrupt)
     after Ctrl-C.

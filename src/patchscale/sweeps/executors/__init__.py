@@ -14,5 +14,21 @@ def _local(jobs: Sequence[PlannedRun], options: Options) -> Executor:
     return LocalExecutor(jobs, options)
 
 
-EXECUTORS: dict[str, Callable[[Sequence[PlannedRun], Options], Executor]] = {"local": _local}
+def _slurm(jobs: Sequence[PlannedRun], options: Options) -> Executor:
+    from patchscale.sweeps.executors.slurm import SlurmExecutor
+
+    return SlurmExecutor(jobs, options)
+
+
+def _ray(jobs: Sequence[PlannedRun], options: Options) -> Executor:
+    from patchscale.sweeps.executors.ray import RayExecutor
+
+    return RayExecutor(jobs, options)
+
+
+EXECUTORS: dict[str, Callable[[Sequence[PlannedRun], Options], Executor]] = {
+    "local": _local,
+    "slurm": _slurm,
+    "ray": _ray,
+}
 """Name -> executor for the jobs of a study; imported on use. Raises `UserError` for what is missing."""

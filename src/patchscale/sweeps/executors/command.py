@@ -21,9 +21,7 @@ MISTAKE = 2
 """Exit code of `patchscale train` for a mistake of the user's."""
 
 
-def train_command(
-    path: Path, *, processes: int = 1, nodes: int = 1, node: int = 0, meet_at: str = "", job: str = ""
-) -> list[str]:
+def train_command(path: Path, *, processes: int = 1, nodes: int = 1, meet_at: str = "", job: str = "") -> list[str]:
     """`patchscale train` for a run directory; by torchrun if there are several processes.
 
     `processes` are those of each node; nodes meet at `meet_at`, host and port of the first, under the name `job`.
@@ -35,7 +33,7 @@ def train_command(
     if nodes == 1:
         return [*launch, "--standalone", *train]
     meet = ["--rdzv-backend", "c10d", "--rdzv-endpoint", meet_at, "--rdzv-id", job]
-    return [*launch, "--nnodes", str(nodes), "--node-rank", str(node), *meet, *train]
+    return [*launch, "--nnodes", str(nodes), *meet, *train]
 
 
 def start(path: Path, command: Sequence[str]) -> "subprocess.Popen[bytes]":
