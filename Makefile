@@ -16,7 +16,7 @@ help:
 	@echo "make test       install what tests need, run them"
 	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
 	@echo "make test-gpu   the checks that need a CUDA device"
-	@echo "make test-cluster  the checks that start a Slurm of two nodes on this machine (Debian, root)"
+	@echo "make test-cluster  the checks that start a Slurm (Debian, root) and a Ray cluster on this machine, and kill them"
 	@echo "make check      ruff, format, mypy"
 	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (minutes)"
 	@echo "make bench-coverage  how often intervals of the laws hold the truth, by simulation (~25 min)"
@@ -37,6 +37,10 @@ $(VENV)/.dev: $(BIN)/uv pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[dev]'
 	@touch $@ $(VENV)/.train
 
+$(VENV)/.cluster: $(BIN)/uv pyproject.toml
+	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[cluster]'
+	@touch $@
+
 $(VENV)/.bench: $(BIN)/uv pyproject.toml
 	VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -e '.[bench]'
 	@touch $@
@@ -55,9 +59,9 @@ test-slow: $(VENV)/.dev $(VENV)/.bench
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
 
-test-cluster: $(VENV)/.dev
+test-cluster: $(VENV)/.dev $(VENV)/.cluster
 	tools/install-slurm
-	$(BIN)/pytest -m cluster
+	$(BIN)/pytest -m cluster -n 0 --timeout 1500
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -265,8 +265,8 @@ def test_workers_share_the_cores(tiny, tmp_path):
 
 
 def test_wrong_arguments_are_refused_before_anything_starts(tiny, tmp_path):
-    with pytest.raises(UserError, match="executor 'slurm': no such executor; choose one of local"):
-        run_study(tiny(), tmp_path, executor="slurm")
+    with pytest.raises(UserError, match="executor 'slrum': no such executor; choose one of local, slurm, ray"):
+        run_study(tiny(), tmp_path, executor="slrum")
     with pytest.raises(UserError, match="workers=0"):
         run_study(tiny(), tmp_path, workers=0)
     assert list(tmp_path.iterdir()) == []

@@ -4,6 +4,7 @@ Ray's own retries are off: what is tried again, the sweep decides. Runs that wai
 autoscaler sees what they need. Tasks end with the sweep that started them, and their runs save.
 """
 
+import logging
 import math
 import os
 import signal
@@ -129,7 +130,7 @@ def _connect(address: str | None) -> Any:
     if ray.is_initialized():
         return ray
     try:
-        ray.init(address=address, logging_level="warning", log_to_driver=False, configure_logging=False)
+        ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS')}: {_first_line(error)}") from None
     return ray
