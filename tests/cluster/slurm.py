@@ -60,8 +60,8 @@ class SlurmCluster:
     def kill(self, name: str) -> None:
         """SIGKILL to a daemon: slurmctld, or a node by its name with all that runs on it."""
         if name in NODES:
-            for job in self._children_of(self.processes[name].pid):
-                _kill(job)
+            for job in children_of(self.processes[name].pid):
+                kill(job)
         self.processes[name].kill()
         self.processes.pop(name).wait()
 
@@ -220,8 +220,8 @@ StorageLoc=slurm_acct
             process = self.processes.pop(name, None)
             if process is None:
                 continue
-            for job in self._children_of(process.pid):
-                _kill(job)
+            for job in children_of(process.pid):
+                kill(job)
             process.terminate()
             try:
                 process.wait(10)
@@ -229,26 +229,27 @@ StorageLoc=slurm_acct
                 process.kill()
                 process.wait()
 
-    @staticmethod
-    def _children_of(pid: int) -> list[int]:
-        """All processes below `pid`; slurmstepd puts jobs into sessions of their own, so the tree is walked."""
-        parents: dict[int, list[int]] = {}
-        for entry in Path("/proc").iterdir():
-            if entry.name.isdigit():
-                try:
-                    parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-                except OSError:
-                    continue
-                parents.setdefault(parent, []).append(int(entry.name))
-        found, todo = [], [pid]
-        while todo:
-            below = parents.get(todo.pop(), [])
-            found += below
-            todo += below
-        return found
+
+def children_of(pid: int) -> list[int]:
+    """All processes below `pid`; slurmstepd puts jobs into sessions of their own, so the tree is walked."""
+    parents: dict[int, list[int]] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            except OSError:
+                continue
+            parents.setdefault(parent, []).append(int(entry.name))
+    found, todo = [], [pid]
+    while todo:
+        below = parents.get(todo.pop(), [])
+        found += below
+        todo += below
+    return found
 
 
-def _kill(pid: int) -> None:
+def kill(pid: int) -> None:
+    """SIGKILL, if the process is still there."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
 

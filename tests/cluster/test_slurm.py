@@ -1,14 +1,9 @@
 """The Slurm that cluster tests start is a real one: it runs jobs on both nodes and remembers how they ended."""
 
-import importlib.util
 import time
-from pathlib import Path
 
 import pytest
-
-_spec = importlib.util.spec_from_file_location("slurm_cluster", Path(__file__).parent / "slurm.py")
-slurm = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(slurm)
+from tests.cluster import slurm
 
 pytestmark = [
     pytest.mark.cluster,
