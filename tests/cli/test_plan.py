@@ -197,6 +197,10 @@ def test_a_schedule_from_checkpoints(call, tmp_path):
             [*TABLE, "--budget", "train_flops=1e18", "--schedule", "--form", "patch", "--seed", "0"],
             "the table alone; leave out --form and --seed",
         ),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--fixed", "img_size=5"], "fixed img_size=5: img_size is chosen or"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--fixed", "params_backbone=5"], "params_backbone is chosen or"),
+        ([*TABLE, "--budget", "infer_flops=1e12", "--fixed", "low=5"], "columns that a plan writes itself: low"),
+        ([*VLM, "--budget", "infer_flops=1e12", "--llm", "7B=7e9", "--llm", "7B=8e9"], "--llm 7B is given twice"),
         ([*TABLE, "--budget", "infer_flops=1e12", "--text-tokens", "50"], "--llm; leave out --text-tokens"),
         ([*VLM, "--budget", "infer_flops=1e12", "--img-size", "224"], "no image to choose: leave out img_sizes"),
         (

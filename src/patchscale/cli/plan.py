@@ -264,9 +264,13 @@ def _vision_language(
     fixed: dict[str, Any],
 ) -> "VisionLanguageSpace":
     from patchscale.cli.lists import listed_numbers
+    from patchscale.errors import UserError
     from patchscale.planner.vision_language import VisionLanguageSpace
 
     pairs = [_pair("--llm", text, "7B=7e9") for text in llm]
+    names = [name for name, _ in pairs]
+    if len(set(names)) < len(names):
+        raise UserError(f"--llm {next(one for one in names if names.count(one) > 1)} is given twice; name each once")
     tokens = listed_numbers("--visual-tokens", visual_tokens) if visual_tokens else []
     if not (tokens or model) and "visual_tokens" in table:
         tokens = sorted({int(number) for number in table["visual_tokens"].dropna()})

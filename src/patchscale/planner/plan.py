@@ -142,6 +142,9 @@ def plan(
     for models, image or patch sizes that a fit does not describe and was not fitted to.
     """
     table = _priced(configurations, pricing)
+    taken = [str(name) for name in table.columns if name in OWN_COLUMNS]
+    if taken:
+        raise UserError(f"the table has columns that a plan writes itself: {', '.join(taken)}; rename or drop them")
     limits = _checked(budgets, table)
     rank = rank_by or next((name for name in COSTS if name in limits), next(iter(limits)))
     if rank not in table or not pd.api.types.is_numeric_dtype(table[rank]):
@@ -257,9 +260,6 @@ def _priced(configurations: pd.DataFrame | Space | VisionLanguageSpace, pricing:
         return price_vision_language(configurations, **pricing)
     if pricing:
         raise UserError(f"{', '.join(pricing)}: the table is priced already; give these to price(), or plan a Space")
-    taken = [str(name) for name in configurations.columns if name in OWN_COLUMNS]
-    if taken:
-        raise UserError(f"the table has columns that a plan writes itself: {', '.join(taken)}; rename or drop them")
     return configurations
 
 

@@ -48,6 +48,7 @@ class Space:
         object.__setattr__(self, "models", (*names, *self.shapes))
         for name in ("img_sizes", "patch_sizes", "images_seen"):
             object.__setattr__(self, name, ordered(name, getattr(self, name)))
+        refuse_fixed(self.fixed)
         if not self.img_sizes:
             raise UserError("the space has no img_sizes; give at least one, in pixels")
         for patch_size in self.patch_sizes:
@@ -67,6 +68,17 @@ class Space:
     def frame(self) -> pd.DataFrame:
         """One row per configuration: model, img_size, patch_size, tokens, images_seen if planned, and what is fixed."""
         return grid_frame(self.models, self.grids(), {"images_seen": self.images_seen}, self.fixed)
+
+
+COUNTED = ("tokens", "llm_params", "params_backbone", "params_total", "train_flops", "flops_train_total")
+"""Columns that follow from a configuration."""
+
+
+def refuse_fixed(fixed: Mapping[str, Any]) -> None:
+    """Raise `UserError` for a fixed column that is chosen or counted; others only tell a law what it wants to know."""
+    wrong = [name for name in fixed if name in (*AXES, *COUNTED)]
+    if wrong:
+        raise UserError(f"fixed {wrong[0]}={fixed[wrong[0]]}: {wrong[0]} is chosen or counted, it cannot be fixed too")
 
 
 def grid_frame(

@@ -19,7 +19,7 @@ from patchscale.costs.vision_language.models import get_model
 from patchscale.costs.vision_language.time import assumed_speed
 from patchscale.errors import UserError
 from patchscale.planner.costing import counted
-from patchscale.planner.space import divisors, expand_models, grid_frame, ordered
+from patchscale.planner.space import divisors, expand_models, grid_frame, ordered, refuse_fixed
 from patchscale.planner.vision_language_models import Variation, check_llms, priced_variations, variations
 
 
@@ -55,6 +55,7 @@ class VisionLanguageSpace:
             ordered("llms", list(self._params().values()))
         for name in ("visual_tokens", "img_sizes", "patch_sizes", "merge_factors"):
             object.__setattr__(self, name, ordered(name, getattr(self, name)))
+        refuse_fixed(self.fixed)
         if self.text_tokens < 0:
             raise UserError(f"text_tokens={self.text_tokens} cannot be negative")
         if sum(map(bool, (self.models, self.visual_tokens, self.encoders))) != 1:
