@@ -57,7 +57,7 @@ def test_no_quirk_is_on_by_default_and_their_order_does_not_matter():
     first, second = ("patch_init_wide", "schedule_one_epoch_late"), ("schedule_one_epoch_late", "patch_init_wide")
     identities = {
         build_config({}, [*ADVENTURER, "training.epochs=2", f"training.quirks=[{','.join(names)}]"]).identity
-        for names in (first, second)
+        for names in (first, second, first * 2)
     }
     assert len(identities) == 1
 

@@ -418,7 +418,7 @@ class RunConfig:
         values = self.to_dict()
         del values["execution"], values["recipe"]
         values["model"]["img_size"] = list(image_height_width(self.model.img_size))
-        values["training"]["quirks"].sort()
+        values["training"]["quirks"] = sorted({*values["training"]["quirks"]})
         if self.head == default_head(self.task):
             values["head"] = None
         shape = SHAPES.get(self.model.name)
