@@ -102,7 +102,8 @@ def write_shards(
 def _plan(part: str, files: FileList, shard_bytes: int) -> Iterator[PlannedShard]:
     order = np.random.default_rng(derive_seed("shards", part)).permutation(len(files))
     statuses = [(files.root / files.pictures[i]).stat() for i in order.tolist()]
-    ends, room = [], 0
+    ends: list[int] = []
+    room = 0
     for place, status in enumerate(statuses):
         room -= status.st_size
         if room < 0 or not ends:  # the shard is full, or the first
