@@ -19,7 +19,7 @@ from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.executors.base import Ending
 from patchscale.sweeps.executors.local import visible_gpus
 from patchscale.sweeps.runner import run_study
-from patchscale.sweeps.states import settle
+from patchscale.sweeps.states import judge, write_down
 from patchscale.sweeps.stop import SweepInterrupted
 
 from .conftest import reached, wait_until, whole_rows
@@ -250,9 +250,11 @@ def test_runs_see_the_environment_of_their_sweep(tiny, tmp_path, monkeypatch):
 def test_how_a_run_ended_is_told_from_its_last_word_and_exit_code(tiny, tmp_path, before, exit_code, state, kind):
     run = RunDirectory.create(tmp_path, "tiny", tiny().configs[0])
     run.write_status(before)
-    assert settle(run, Ending(exit_code=exit_code), stopping=False)[0] == state
+    verdict = judge(run, Ending(exit_code=exit_code), stopping=False)
+    write_down(run, verdict)
+    assert verdict.state == state
     assert run.status().get("kind") == kind
-    assert settle(run, Ending(exit_code=exit_code), stopping=True)[0] in (state, "interrupted")
+    assert judge(run, Ending(exit_code=exit_code), stopping=True).state in (state, "interrupted")
 
 
 def test_workers_share_the_cores(tiny, tmp_path):
@@ -300,7 +302,7 @@ UNGUARDED_SCRIPT = """
 import sys
 from pathlib import Path
 from patchscale.sweeps.runner import run_study
-from patchscale.sweeps.states import settle
+from patchscale.sweeps.states import judge, write_down
 from patchscale.sweeps.stop import SweepInterrupted
 from patchscale.sweeps.study import load_study
 print("top level", flush=True)

@@ -39,8 +39,28 @@ def runs(
     show: Annotated[str | None, typer.Option(metavar="RUN_ID", help="Everything about one run.")] = None,
     csv: Annotated[bool, typer.Option("--csv", help="Print all columns as CSV, in plain units.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print all columns as JSON, in plain units.")] = False,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Show how they get on, until all have ended or Ctrl-C is pressed.")
+    ] = False,
+    every: Annotated[float, typer.Option(min=0.1, help="With --watch: seconds between looks.")] = 5.0,
+    device: Annotated[
+        str | None, typer.Option(help="With --watch: predict hours on this device, not from the runs so far.")
+    ] = None,
+    early_fit: Annotated[
+        bool, typer.Option("--early-fit", help="With --watch: fit the law again whenever a run has finished.")
+    ] = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare the files of finished runs with their checksums.")
+    ] = False,
+    archive: Annotated[
+        Path | None, typer.Option(metavar="FILE.tar.gz", help="Write these runs into a file, and read it back.")
+    ] = None,
+    delete_failed: Annotated[
+        bool, typer.Option("--delete-failed", help="Remove the directories of those that failed; asks for --yes.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove them.")] = False,
 ) -> None:
-    """List runs, finished or not, with their results.
+    """List runs, finished or not, with their results; watch, verify, archive or delete them.
 
     FLOPs are 2 x MACs, training forward and backward; the metric is the test split's, a fraction in CSV and JSON.
     """
@@ -51,6 +71,13 @@ def runs(
 
     if csv and json:
         raise UserError("--csv and --json: give one of them")
+    if sum([watch, verify, archive is not None, delete_failed, show is not None]) > 1:
+        raise UserError("give one of --watch, --verify, --archive, --delete-failed and --show")
+    if watch:
+        from patchscale.cli.runs_watch import watch_runs
+
+        watch_runs(path, every_s=every, device=device, early_fit=early_fit, json=json)
+        return
     table = load_runs(path)
     if show is not None:
         _show(table, show, json=json)
@@ -58,6 +85,16 @@ def runs(
     conditions = [*(where or []), *([f"status={status}"] if status else [])]
     for condition in conditions:
         table = _keep(table, condition)
+    if verify or archive is not None or delete_failed:
+        from patchscale.cli.runs_care import archive_runs, delete_failed_runs, verify_runs
+
+        if verify:
+            verify_runs(table, json=json)
+        elif archive is not None:
+            archive_runs(table, archive)
+        else:
+            delete_failed_runs(table, really=yes)
+        return
     if sort is not None:
         table = _sorted(table, sort)
     names = _columns(table, columns) if columns else None

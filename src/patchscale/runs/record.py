@@ -5,6 +5,7 @@
         environment.json   versions, machine, device, seeds
         data.json          the split: counts, classes, fingerprint
         metrics.jsonl      one row per logged step and per validation
+        checksums.json     of results and final weights, written when the run is done
         status.json        queued, running, done, failed (with its kind) or interrupted
         result.json        one row of results, written once, at the end
         checkpoint/        what a resume needs, and the final weights
@@ -28,6 +29,7 @@ from typing import Any
 from patchscale.config import RunConfig, load_config
 from patchscale.errors import UserError
 from patchscale.files import create_text, write_json, write_text
+from patchscale.runs.checksums import write_checksums
 from patchscale.runs.claim import Owner, beating, holder, last_number, take_claim
 
 STATES = ("queued", "running", "done", "failed", "interrupted")
@@ -105,6 +107,8 @@ class RunDirectory:
         with suppress(UserError):
             before = self.read_json("status.json") or {}
             details = {name: before[name] for name in ("step", "steps") if name in before} | details
+        if state == "done":
+            write_checksums(self.path)
         write_text(self.path / "status.json", self._status_text(state, **details))
 
     def _status_text(self, state: str, **details: Any) -> str:

@@ -9,7 +9,7 @@ import signal
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from patchscale.errors import UserError
 from patchscale.runs.claim import BEAT_EVERY_S, last_beat_age_s
@@ -17,8 +17,8 @@ from patchscale.sweeps.budget import Budget
 from patchscale.sweeps.executors.base import Ending, Executor
 from patchscale.sweeps.plan import PlannedRun
 from patchscale.sweeps.resources import ResourceRule, resources_of
-from patchscale.sweeps.retries import decide
-from patchscale.sweeps.states import current_stage, settle
+from patchscale.sweeps.retries import Retry, decide
+from patchscale.sweeps.states import Verdict, current_stage, judge, write_down
 from patchscale.sweeps.stop import StopRequests, SweepInterrupted
 from patchscale.sweeps.watch import SweepWatcher
 
@@ -120,26 +120,30 @@ class _Loop:
         self.attempts[job.config.run_id] = job.run.attempt()
 
     def _settle(self, job: PlannedRun, ending: Ending, *, stopping: bool) -> None:
-        state, message = settle(job.run, ending, before=self.attempts[job.config.run_id], stopping=stopping)
-        if state == "running":
+        verdict = judge(job.run, ending, before=self.attempts[job.config.run_id], stopping=stopping)
+        if verdict.state == "running":
             self.held.append(job)
             return
         if not stopping and not self.stopped:
-            processes = resources_of(job.config, self.rules.resources)
-            retry = decide(
-                job.run,
-                state,
-                ending,
-                processes=processes.nodes * processes.processes_per_node,
-                any_trained=self.any_trained or self.rules.keep_going or any(map(_has_trained, self.executor.running)),
-            )
+            retry = self._decide(job, verdict, ending)
             if retry.again:
-                self.watcher.message(f"{state}: {job.config.run_id}: {message}; again, {retry.reason}")
+                # A sweep that goes on after this one was killed must find it open.
+                write_down(job.run, replace(verdict, state="interrupted", written=verdict.state != "failed"))
+                self.watcher.message(
+                    f"{verdict.kind or verdict.state}: {job.config.run_id}: {verdict.message}; again, {retry.reason}"
+                )
                 self.waiting.insert(0, job)
                 return
             if retry.stops_study:
                 self._stop_starting(f"no further run is started: {retry.reason}; --keep-going starts them all the same")
-        self._end(job, state, message)
+        write_down(job.run, verdict)
+        self._end(job, verdict.state, verdict.message)
+
+    def _decide(self, job: PlannedRun, verdict: Verdict, ending: Ending) -> Retry:
+        needs = resources_of(job.config, self.rules.resources)
+        any_trained = self.any_trained or self.rules.keep_going or any(map(_has_trained, self.executor.running))
+        processes = needs.nodes * needs.processes_per_node
+        return decide(job.run, verdict, ending, processes=processes, any_trained=any_trained)
 
     def _end(self, job: PlannedRun, state: str, message: str) -> None:
         self.ended.add(job.config.run_id)

@@ -23,6 +23,7 @@ def price(item: PlannedRun, device: str | None) -> Cost:
         img_size=config.model.img_size,
         num_classes=item.workload.num_classes or 0,
         task=config.task,
+        head=config.head,
         pos_embed=config.model.pos_embed,
         batch_size=config.training.batch_size,
         micro_batch_size=_micro_batch_size(config),

@@ -22,6 +22,7 @@ from patchscale.errors import UserError
 from patchscale.files import write_text
 from patchscale.runs.record import RunBusy, RunDirectory
 from patchscale.sweeps.executors.base import Ending
+from patchscale.sweeps.states import Verdict
 
 FRUITLESS = 10
 FRUITLESS_KILLS = 3
@@ -39,14 +40,13 @@ class Retry:
     """No further run of the study should be started."""
 
 
-def decide(run: RunDirectory, state: str, ending: Ending, *, processes: int, any_trained: bool) -> Retry:
-    """What to do with a run that ended in `state`; counts the attempt, and changes `execution` if memory was short."""
-    if state == "interrupted":
+def decide(run: RunDirectory, verdict: Verdict, ending: Ending, *, processes: int, any_trained: bool) -> Retry:
+    """What to do with a run after an attempt; counts the attempt, and changes `execution` if memory was short."""
+    if verdict.state == "interrupted":
         return Retry(again=False) if ending.cancelled else _again(run, "preempted", FRUITLESS)
-    if state != "failed":
+    if verdict.state != "failed":
         return Retry(again=False)
-    status = run.read_json("status.json") or {}
-    kind, silent = status.get("kind"), "no word" in status.get("message", "") or "died of" in status.get("message", "")
+    kind = verdict.kind
     if kind == "out_of_memory":
         if ending.exit_code is not None and ending.exit_code < 0 and not ending.out_of_memory:
             retry = _again(run, "killed", FRUITLESS_KILLS)
@@ -54,7 +54,7 @@ def decide(run: RunDirectory, state: str, ending: Ending, *, processes: int, any
                 return retry
         smaller = _with_less_memory(run)
         return Retry(again=smaller is not None, reason=smaller or "")
-    if kind == "hung_rank" or (kind == "crash" and (silent or processes > 1)):
+    if kind == "hung_rank" or (kind == "crash" and (not verdict.written or processes > 1)):
         return _again(run, str(kind), FRUITLESS_CRASHES)
     if kind == "config" and not any_trained:
         return Retry(again=False, stops_study=True, reason="a mistake in the configuration would fail every run")

@@ -3,6 +3,7 @@
 import signal
 from collections.abc import Collection
 from contextlib import suppress
+from dataclasses import dataclass
 
 from patchscale.errors import UserError
 from patchscale.runs.record import RunBusy, RunDirectory
@@ -49,41 +50,55 @@ def current_stage(run: RunDirectory, *, retry_failed: bool, tried: Collection[st
     return "blocked", f"waits for {former.path.name}, an earlier stage, which is {before}"
 
 
-def settle(run: RunDirectory, ending: Ending, *, before: int | None = None, stopping: bool = False) -> tuple[str, str]:
-    """(state, message) of a run whose process has ended; marks the run if the process could not say so itself.
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What an attempt has come to."""
+
+    state: str
+    """As in `patchscale.runs.record.STATES`; "running" if another process holds the run."""
+    kind: str | None = None
+    message: str = ""
+    written: bool = True
+    """Whether status.json says so already."""
+
+
+def judge(run: RunDirectory, ending: Ending, *, before: int | None = None, stopping: bool = False) -> Verdict:
+    """What has become of a run whose process has ended; nothing is written.
 
     `before` is the number of attempts (`RunDirectory.attempt`) when it was started; without it, the exit code alone
-    tells whether the last word in status.json is this process's. "running": another process holds the run.
+    tells whether the last word in status.json is this process's.
     """
     try:
         status = run.read_json("status.json") or {"state": "queued"}
         finished = run.result() is not None
     except UserError as error:
-        return UNREADABLE, str(error)
-    state, message = status["state"], status.get("message") or ""
+        return Verdict(state=UNREADABLE, message=str(error))
+    state = status["state"]
     spoke = before is not None and status.get("attempt", 0) > before
     if state == "done" or (spoke and state in LAST_WORDS) or ending.exit_code in LAST_WORDS.get(state, ()):
-        return state, message
+        return Verdict(state=state, kind=status.get("kind"), message=status.get("message") or "")
     if finished:
-        return "done", ""  # it was killed between writing its result and saying so
+        return Verdict(state="done")  # it was killed between writing its result and saying so
     if run.is_locked():
-        return "running", ""
+        return Verdict(state="running")
     if ending.cancelled:
-        return "interrupted", f"{ending.cancelled}; the same command goes on from its last checkpoint"
+        message = f"{ending.cancelled}; the same command goes on from its last checkpoint"
+        return Verdict(state="interrupted", message=message)
     if ending.lost:
-        _mark(run, "interrupted", "preempted", ending.lost)
-        return "interrupted", ending.lost
+        return Verdict(state="interrupted", kind="preempted", message=ending.lost, written=False)
     if stopping or (ending.exit_code is not None and -ending.exit_code in (signal.SIGTERM, signal.SIGINT)):
-        return "interrupted", "stopped before it could save; it goes on from its last checkpoint"
+        message = "stopped before it could save; it goes on from its last checkpoint"
+        return Verdict(state="interrupted", message=message)
     kind, message = _cause_of_death(ending)
-    message += f"; see {run.log_path}"
-    _mark(run, "failed", kind, message)
-    return "failed", message
+    return Verdict(state="failed", kind=kind, message=f"{message}; see {run.log_path}", written=False)
 
 
-def _mark(run: RunDirectory, state: str, kind: str, message: str) -> None:
+def write_down(run: RunDirectory, verdict: Verdict) -> None:
+    """Let status.json say so, unless another process holds the run by now."""
+    if verdict.written:
+        return
     with suppress(RunBusy, OSError), run.lock():
-        run.write_status(state, kind=kind, message=message)
+        run.write_status(verdict.state, kind=verdict.kind, message=verdict.message)
 
 
 def _cause_of_death(ending: Ending) -> tuple[str, str]:

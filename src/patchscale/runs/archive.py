@@ -1,0 +1,69 @@
+"""Keeping runs, and getting rid of failed ones. No torch."""
+
+import shutil
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from patchscale.errors import UserError
+from patchscale.runs.record import RunBusy, RunDirectory
+
+SUFFIXES = {".tar": "w", ".gz": "w:gz", ".xz": "w:xz", ".bz2": "w:bz2"}
+
+
+def archive(folders: Sequence[Path], file: Path) -> int:
+    """Write run directories into a tar file, as study/run_id/...; it is read back before it gets its name.
+
+    Returns its size in bytes. Raises `UserError` for an unknown suffix, a file that exists, and a run under way.
+    """
+    mode = SUFFIXES.get(file.suffix)
+    if mode is None:
+        raise UserError(f"--archive {file}: end the name in .tar, .tar.gz, .tar.xz or .tar.bz2")
+    if file.exists():
+        raise UserError(f"--archive {file}: exists; choose another name")
+    running = [folder.name for folder in folders if RunDirectory(folder).is_locked()]
+    if running:
+        raise UserError(
+            f"{len(running)} runs are being carried out ({running[0]}, ...): leave them out by --status done"
+        )
+    written = file.with_name(f".{file.name}.new")
+    try:
+        written.parent.mkdir(parents=True, exist_ok=True)
+        with tarfile.open(written, mode) as tar:  # type: ignore[call-overload]
+            for folder in folders:
+                study = folder.resolve().parent.name
+                tar.add(folder, f"{study}/{folder.name}", filter=lambda item: None if "claims" in item.name else item)
+        _read_back(written, folders)
+        written.replace(file)
+    finally:
+        written.unlink(missing_ok=True)
+    return file.stat().st_size
+
+
+def delete(folder: Path) -> bool:
+    """Remove a run directory, unless a process holds it; whether it was removed."""
+    run = RunDirectory(folder)
+    try:
+        with run.lock():
+            # Out of the way at once, so that a kill leaves no half of a run.
+            gone = folder.with_name(f".{folder.name}.deleted")
+            folder.rename(gone)
+            shutil.rmtree(gone)
+    except RunBusy:
+        return False
+    return True
+
+
+def _read_back(file: Path, folders: Sequence[Path]) -> None:
+    sizes = {}
+    with tarfile.open(file) as tar:
+        for member in tar:
+            if member.isfile():
+                content = tar.extractfile(member)
+                assert content is not None
+                sizes[member.name] = sum(len(part) for part in iter(lambda: content.read(2**20), b""))
+    for folder in folders:
+        for path in folder.rglob("*"):
+            name = f"{folder.resolve().parent.name}/{folder.name}/{path.relative_to(folder).as_posix()}"
+            if path.is_file() and "claims" not in name and sizes.get(name) != path.stat().st_size:
+                raise UserError(f"{path}: changed while it was archived, or the disk is at fault; try again")
