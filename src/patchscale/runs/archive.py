@@ -23,9 +23,7 @@ def archive(folders: Sequence[Path], file: Path) -> int:
         raise UserError(f"--archive {file}: exists; choose another name")
     running = [folder.name for folder in folders if RunDirectory(folder).is_locked()]
     if running:
-        raise UserError(
-            f"{len(running)} runs are being carried out ({running[0]}, ...): leave them out by --status done"
-        )
+        raise UserError(f"{len(running)} runs are under way ({running[0]}, ...): leave them out by --status done")
     written = file.with_name(f".{file.name}.new")
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
@@ -59,11 +57,18 @@ def _read_back(file: Path, folders: Sequence[Path]) -> None:
     with tarfile.open(file) as tar:
         for member in tar:
             if member.isfile():
-                content = tar.extractfile(member)
-                assert content is not None
-                sizes[member.name] = sum(len(part) for part in iter(lambda: content.read(2**20), b""))
+                sizes[member.name] = _length(tar, member)
     for folder in folders:
         for path in folder.rglob("*"):
             name = f"{folder.resolve().parent.name}/{folder.name}/{path.relative_to(folder).as_posix()}"
             if path.is_file() and "claims" not in name and sizes.get(name) != path.stat().st_size:
                 raise UserError(f"{path}: changed while it was archived, or the disk is at fault; try again")
+
+
+def _length(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:
+    """Of the content that can be read."""
+    content = tar.extractfile(member)
+    length = 0
+    while content is not None and (part := content.read(2**20)):
+        length += len(part)
+    return length

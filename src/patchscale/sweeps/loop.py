@@ -128,7 +128,10 @@ class _Loop:
             retry = self._decide(job, verdict, ending)
             if retry.again:
                 # A sweep that goes on after this one was killed must find it open.
-                write_down(job.run, replace(verdict, state="interrupted", written=verdict.state != "failed"))
+                write_down(
+                    job.run,
+                    replace(verdict, state="interrupted", written=verdict.written and verdict.state != "failed"),
+                )
                 self.watcher.message(
                     f"{verdict.kind or verdict.state}: {job.config.run_id}: {verdict.message}; again, {retry.reason}"
                 )
