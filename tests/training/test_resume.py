@@ -44,7 +44,13 @@ def kill(process):
     return process.exitcode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("settings", [VIT, ADVENTURER], ids=["vit", "adventurer"])
+DETECTION = (
+    *("task=detection", "head=mask_rcnn_nano", "model.drop_path_rate=0.3", "data.augment=large_scale_jitter"),
+    *("model.img_size=32", "training.steps=20", "execution.checkpoint_every_s=0", "execution.log_every_steps=4"),
+)
+
+
+@pytest.mark.parametrize("settings", [VIT, ADVENTURER, DETECTION], ids=["vit", "adventurer", "detection"])
 def test_killed_while_writing_a_checkpoint_and_resumed(make_run, settings):
     undisturbed, killed = make_run(*settings, study="undisturbed"), make_run(*settings, study="killed")
     run_training(undisturbed)

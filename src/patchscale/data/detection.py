@@ -68,7 +68,7 @@ class ObjectTransform:
         masks = self._masks(objects, kept, size, (top, left, height, width))
         if flipped:
             picture, boxes, masks = (functional.horizontal_flip(each) for each in (picture, boxes, masks))
-        visible = masks.any(dim=-1).any(dim=-1)
+        visible = (masks != 0).flatten(1).any(dim=1)
         kept = [place for place, some in zip(kept, visible.tolist(), strict=True) if some]
         canvas = np.empty((*self.img_size, 3), np.uint8)
         canvas[:] = FILL

@@ -4,7 +4,7 @@ Pictures are numbered as they come. Boxes are x1, y1, x2, y2 in pixels; masks ar
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +27,7 @@ class CocoMetric:
 
     def __init__(self, *, with_masks: bool = True) -> None:
         self.with_masks = with_masks
-        self._images: list[dict[str, int]] = []
-        self._objects: list[dict[str, Any]] = []
-        self._detections: list[dict[str, Any]] = []
+        self._pictures: list[_Picture] = []
 
     def add(
         self,
@@ -44,86 +42,88 @@ class CocoMetric:
         found_labels: Sequence[int],
         found_scores: Sequence[float],
         found_masks: Sequence[Rle] | None = None,
+        number: int = 0,
     ) -> None:
         """One picture of `size` (height, width) with its objects, and what was found; either may be none.
 
-        `found_masks` are needed if masks are compared.
+        `found_masks` are needed if masks are compared. Pictures are compared in the order of their `number`, those of
+        one number as they came: where scores are equal it has a say.
         """
-        number = len(self._images) + 1
-        self._images.append({"id": number, "height": size[0], "width": size[1]})
-        for box, label, mask, is_crowd, area in zip(boxes, labels, masks, crowd, areas, strict=True):
-            self._objects.append(
-                {
-                    "id": len(self._objects) + 1,
-                    "image_id": number,
-                    "category_id": int(label),
-                    "bbox": _corner_and_size(box),
-                    "segmentation": mask,
-                    "area": float(area),
-                    "iscrowd": int(is_crowd),
-                }
-            )
-        for place, (box, label, score) in enumerate(zip(found_boxes, found_labels, found_scores, strict=True)):
-            self._detections.append(
-                {
-                    "image_id": number,
-                    "category_id": int(label),
-                    "bbox": _corner_and_size(box),
-                    **({} if found_masks is None else {"segmentation": found_masks[place]}),
-                    "score": float(score),
-                }
-            )
+        objects = [
+            {"category_id": int(label), "bbox": _corner_and_size(box), "area": float(area), "iscrowd": int(is_crowd)}
+            | {"segmentation": mask}
+            for box, label, mask, is_crowd, area in zip(boxes, labels, masks, crowd, areas, strict=True)
+        ]
+        detections: list[dict[str, Any]] = [
+            {"category_id": int(label), "bbox": _corner_and_size(box), "score": float(score)}
+            for box, label, score in zip(found_boxes, found_labels, found_scores, strict=True)
+        ]
+        if found_masks is not None:
+            detections = [each | {"segmentation": mask} for each, mask in zip(detections, found_masks, strict=True)]
+        self._pictures.append(_Picture(number, {"height": size[0], "width": size[1]}, objects, detections))
 
     def merge(self, other: "CocoMetric") -> None:
-        """Add all pictures of another one, with new numbers."""
-        images, objects = len(self._images), len(self._objects)
-        self._images += [image | {"id": image["id"] + images} for image in other._images]
-        self._objects += [
-            each | {"id": each["id"] + objects, "image_id": each["image_id"] + images} for each in other._objects
-        ]
-        self._detections += [each | {"image_id": each["image_id"] + images} for each in other._detections]
+        """Add all pictures of another one."""
+        self._pictures += other._pictures
 
     def compute(self) -> dict[str, float | None]:
         """The twelve numbers of boxes and of masks as fractions, "box_ap" to "mask_ar_large".
 
         None where nothing can be said: no object of that size. Raises `ValueError` without pictures.
         """
-        if not self._images:
+        if not self._pictures:
             raise ValueError("no images were evaluated")
+        pictures = sorted(self._pictures, key=lambda picture: picture.number)
         return {
             f"{kind}_{name}": value if value >= 0 else None
             for kind, coco_kind in KINDS.items()
             if kind == "box" or self.with_masks
-            for name, value in zip(NUMBERS, self._numbers(coco_kind), strict=True)
+            for name, value in zip(NUMBERS, _numbers(coco_kind, pictures), strict=True)
         }
 
-    def _numbers(self, coco_kind: str) -> list[float]:
-        COCO, evaluation = _library()
-        categories = sorted({each["category_id"] for each in (*self._objects, *self._detections)})
-        truth = COCO(
-            {
-                "images": self._images,
-                "annotations": [dict(each) for each in self._objects],
-                "categories": [{"id": category, "name": str(category)} for category in categories],
-            }
-        )
-        if not self._objects:
-            return [-1.0] * len(NUMBERS)
-        if not self._detections:
-            return [self._without_detections(name) for name in NUMBERS]
-        drop = "segmentation" if coco_kind == "bbox" else "bbox"  # else the area of a box would be its mask's
-        found = truth.loadRes([{k: v for k, v in each.items() if k != drop} for each in self._detections])
-        comparison = evaluation(truth, found, coco_kind)
-        comparison.evaluate()
-        comparison.accumulate()
-        comparison.summarize()
-        return [float(value) for value in comparison.stats[: len(NUMBERS)]]
 
-    def _without_detections(self, name: str) -> float:
-        """0, or -1 where there is no object of the size that `name` is about."""
-        least, most = _AREAS.get(name.rpartition("_")[2], (0.0, float("inf")))
-        counted = (each for each in self._objects if not each["iscrowd"])
-        return 0.0 if any(least <= each["area"] <= most for each in counted) else -1.0
+class _Picture(NamedTuple):
+    """What is known of one, as COCO has it, without ids."""
+
+    number: int
+    size: dict[str, int]
+    objects: list[dict[str, Any]]
+    detections: list[dict[str, Any]]
+
+
+def _numbers(coco_kind: str, pictures: list[_Picture]) -> list[float]:
+    COCO, evaluation = _library()
+    numbered = list(enumerate(pictures, 1))
+    objects = [each | {"image_id": image} for image, picture in numbered for each in picture.objects]
+    detections = [each | {"image_id": image} for image, picture in numbered for each in picture.detections]
+    if not objects:
+        return [-1.0] * len(NUMBERS)
+    if not detections:
+        return [_without_detections(name, objects) for name in NUMBERS]
+    truth = COCO(
+        {
+            "images": [picture.size | {"id": image} for image, picture in numbered],
+            "annotations": [each | {"id": place} for place, each in enumerate(objects, 1)],
+            "categories": [
+                {"id": category, "name": str(category)}
+                for category in sorted({each["category_id"] for each in (*objects, *detections)})
+            ],
+        }
+    )
+    drop = "segmentation" if coco_kind == "bbox" else "bbox"  # else the area of a box would be its mask's
+    found = truth.loadRes([{k: v for k, v in each.items() if k != drop} for each in detections])
+    comparison = evaluation(truth, found, coco_kind)
+    comparison.evaluate()
+    comparison.accumulate()
+    comparison.summarize()
+    return [float(value) for value in comparison.stats[: len(NUMBERS)]]
+
+
+def _without_detections(name: str, objects: list[dict[str, Any]]) -> float:
+    """0, or -1 where there is no object of the size that `name` is about."""
+    least, most = _AREAS.get(name.rpartition("_")[2], (0.0, float("inf")))
+    counted = (each for each in objects if not each["iscrowd"])
+    return 0.0 if any(least <= each["area"] <= most for each in counted) else -1.0
 
 
 _AREAS = {"small": (0.0, 32.0**2), "medium": (32.0**2, 96.0**2), "large": (96.0**2, float("inf"))}

@@ -93,6 +93,7 @@ class DetectionMeter:
             objects = target["objects"]
             boxes, shown = in_the_picture(of_image["boxes"], target["scale"], objects.size)
             self.coco.add(
+                number=target["number"],
                 size=objects.size,
                 boxes=objects.boxes,
                 labels=objects.labels.tolist(),
