@@ -10,6 +10,7 @@ from difflib import get_close_matches
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
 from patchscale.recipes.adventurer import ADVENTURER, adventurer, adventurer_stages
+from patchscale.recipes.coco import COCO, coco
 from patchscale.recipes.deit import DEIT, deit
 from patchscale.recipes.deit3 import DEIT3, deit3_finetune, deit3_pretrain, deit3_stages
 from patchscale.recipes.fashion_mnist import fashion_mnist, fashion_mnist_adventurer
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "fashion-mnist-adventurer": fashion_mnist_adventurer,
     "scenes-segmentation": scenes_segmentation,
     **ADVENTURER,
+    **COCO,
     **DEIT,
     **DEIT3,
 }
@@ -28,6 +30,7 @@ __all__ = [
     "RECIPES",
     "adventurer",
     "adventurer_stages",
+    "coco",
     "deit",
     "deit3_finetune",
     "deit3_pretrain",
