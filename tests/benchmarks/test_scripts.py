@@ -67,6 +67,16 @@ def test_pixel_step(run):
     assert "without checkpointing: 64 tokens" in said
 
 
+def test_detection_step(run):
+    heads = ("linear", "mask_rcnn_nano")
+    written, said = run(
+        *("detection_step", "--model", "vit_test", "--heads", *heads, "--warm-up", 0, "--repetitions", 2)
+    )
+    assert [row["head"] for row in written["rows"]] == list(heads)
+    assert written["target_met"] == (written["rows"][1]["time_s"]["median"] < 0.3)
+    assert "vit_test patch 16, mask_rcnn_nano" in said
+
+
 def test_attention_vs_scan(run):
     written, _ = run(
         *("attention_vs_scan", "--models", "vit_test", "adventurer_test", "--img-size", 16, "--patch-sizes", 8, 4),

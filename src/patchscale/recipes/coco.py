@@ -1,8 +1,8 @@
 """Detection and instance masks on COCO with the settings of arXiv 2502.03738, for any patch size.
 
-Stated there (Section 4.1): Cascade Mask R-CNN, AdamW, learning rate 1e-4, weight decay 0.05, 12 epochs, and a short side
-of 800 px. Not stated, and our choice: batches of 16, a cosine after a warm-up of about 1,000 steps, gradients clipped at
-1, drop path 0.1, no layer decay, and short sides of 640 to 800 px in training, as is usual for COCO.
+Stated there (Section 4.1): Cascade Mask R-CNN, AdamW, learning rate 1e-4, weight decay 0.05, 12 epochs, and a short
+side of 800 px. Not stated, and our choice: batches of 16, a cosine after a warm-up of about 1,000 steps, gradients
+clipped at 1, drop path 0.1, no layer decay, and short sides of 640 to 800 px in training, as is usual for COCO.
 
 The canvas is fixed, 800 x 1344 px, because Adventurer learns a position for every patch: a landscape picture has the
 usual short side of 800, an upright one must fit 800 px of height and so is smaller than elsewhere. 1344 is the next
@@ -13,6 +13,7 @@ from collections.abc import Callable
 from functools import partial
 
 from patchscale.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from patchscale.recipes.imagenet import FROM_WEIGHTS
 
 ROOT = "coco"
 """Folder with train2017/, val2017/ and annotations/; give yours as data.root=FOLDER."""
@@ -62,3 +63,4 @@ def _variant(size: str) -> Callable[[], RunConfig]:
 
 
 COCO: dict[str, Callable[[], RunConfig]] = {f"coco-adventurer-{size}": _variant(size) for size in _PUBLISHED}
+FROM_WEIGHTS.update(COCO)
