@@ -114,6 +114,8 @@ HEADS: dict[str, dict[str, HeadShape]] = {
         "detection": LinearDetectorShape(),
     },
     "upernet": {"segmentation": UperNetShape()},
+    "upernet_192": {"segmentation": UperNetShape(channels=192)},
+    "upernet_nano": {"segmentation": UperNetShape(channels=NANO["channels"])},
     "mask_rcnn": {"detection": MaskRCNNShape()},
     "cascade_mask_rcnn": {"detection": MaskRCNNShape(box_stages=3, class_agnostic_boxes=True)},
     "mask_rcnn_nano": {"detection": MaskRCNNShape(**NANO)},
@@ -153,6 +155,14 @@ def upernet_levels(patch_size: int) -> tuple[int, ...]:
     are so 4, 8, 16, 32 for patch sizes 64 to 4 (at 16 as published); 2, 4, 8, 16 for 2; 1, 2, 4, 8 for 1.
     """
     return _levels(max(0, _doublings_to_finest(patch_size)))
+
+
+def tapped_blocks(depth: int) -> tuple[int, ...]:
+    """Blocks whose maps UPerNet takes, counted from 0: evenly spaced, the last one included (2, 5, 8, 11 of 12).
+
+    Of fewer than four blocks some are taken more than once.
+    """
+    return tuple(ceil(depth * level / PYRAMID_LEVELS) - 1 for level in range(1, PYRAMID_LEVELS + 1))
 
 
 def detection_levels(patch_size: int) -> tuple[int, ...]:

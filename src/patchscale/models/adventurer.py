@@ -23,7 +23,7 @@ B batch   H, W image sides   p patch size   h, w = H/p, W/p   N = h*w patches   
 E = expand*D width of a mixer   n d_state   M mlp_dim
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -147,14 +147,21 @@ class Adventurer(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Normalised tokens [B, N+1, D]: patches in raster order, then the class token."""
+        return self.forward_intermediates(images, ())[0]
+
+    def forward_intermediates(self, images: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
+        """The tokens of `forward_features`, and the tokens [B, N+1, D] behind each block of `indices`, not normalised."""
         x = torch.cat([self.patch_embed(images), self.cls_token.expand(len(images), -1, -1)], dim=1)
         x = self.pos_drop(x + self.positions())
-        for block in self.layers:
+        behind = []
+        for number, block in enumerate(self.layers):
             if self.grad_checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
-        return self.norm_f(x)
+            if number in indices:
+                behind.append(x)
+        return self.norm_f(x), behind
 
     def positions(self) -> Tensor:
         """What is added to the embedded tokens, [1, N+1, D]."""
@@ -167,8 +174,21 @@ class Adventurer(nn.Module):
 
     def forward_feature_map(self, images: Tensor) -> Tensor:
         """The patch tokens as an image, [B, D, h, w]."""
-        patches = self.patch_tokens(self.forward_features(images))
-        return patches.transpose(1, 2).unflatten(2, self.patch_embed.grid_size)
+        return self._as_map(self.forward_features(images))
+
+    def forward_feature_maps(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """A map [B, D, h, w] behind each of the `blocks`, counted from 0.
+
+        The last block's is that of `forward_feature_map`, others are not normalised, as BEiT does (arXiv 2106.08254).
+        """
+        last = len(self.layers) - 1
+        earlier = sorted({*blocks} - {last})
+        tokens, behind = self.forward_intermediates(images, earlier)
+        maps = {block: self._as_map(each) for block, each in zip([*earlier, last], [*behind, tokens], strict=True)}
+        return [maps[block] for block in blocks]
+
+    def _as_map(self, tokens: Tensor) -> Tensor:
+        return self.patch_tokens(tokens).transpose(1, 2).unflatten(2, self.patch_embed.grid_size)
 
     def patch_tokens(self, tokens: Tensor) -> Tensor:
         """Of the tokens [B, N+1, D] of `forward_features`, those of patches, [B, N, D]."""

@@ -4,10 +4,11 @@
     forward_features(images) -> tokens                        architecture: "vit" or "adventurer"
     forward_head(tokens) -> [B, num_classes]                  embed_dim, num_features: int
     forward_feature_map(images) -> [B, D, H/p, W/p]           pos_embed: parameter, buffer, or None
-    reset_classifier(num_classes), get_classifier()           no_weight_decay() -> names
-    set_grad_checkpointing(enable)                            model_name: what `create_model` was given
+    forward_feature_maps(images, blocks) -> maps              no_weight_decay() -> names
+    reset_classifier(num_classes), get_classifier()           model_name: what `create_model` was given
+    set_grad_checkpointing(enable)
 
-timm's contract, plus the feature map and the sizes. `tests/models/test_contract.py` runs over all of them.
+timm's contract, plus the feature maps and the sizes. `tests/models/test_contract.py` runs over all of them.
 """
 
 import difflib

@@ -7,6 +7,7 @@ size and image size in place of those in the name. Weights are random; nothing i
 B batch   N = h*w patches, h = H/p, w = W/p   D embed_dim
 """
 
+from collections.abc import Sequence
 from functools import cache, partial
 from typing import Any, Literal
 
@@ -58,10 +59,25 @@ class PatchModel:
         Models that pool first and normalise afterwards have that norm applied to each token; a few of timm's
         (RADIO, Perception Encoder) have no final norm at all.
         """
-        tokens = self.forward_features(images)  # type: ignore[attr-defined]
+        return self._normalised_map(self.forward_features(images))  # type: ignore[attr-defined]
+
+    def forward_feature_maps(self, images: Tensor, blocks: Sequence[int]) -> list[Tensor]:
+        """A map [B, D, h, w] behind each of the `blocks`, counted from 0.
+
+        The last block's is that of `forward_feature_map`, others are not normalised, as BEiT does (arXiv 2106.08254).
+        """
+        last = len(self.blocks) - 1  # type: ignore[attr-defined]
+        taken = sorted({*blocks, last})  # timm wants one at least
+        tokens, behind = self.forward_intermediates(images, taken, output_fmt="NLC")  # type: ignore[attr-defined]
+        maps = {block: self._as_map(each) for block, each in zip(taken[:-1], behind, strict=False)}
+        maps[last] = self._normalised_map(tokens)
+        return [maps[block] for block in blocks]
+
+    def _normalised_map(self, tokens: Tensor) -> Tensor:
         norm, fc_norm = (getattr(self, name, None) for name in ("norm", "fc_norm"))
-        if isinstance(norm, nn.Identity) and fc_norm is not None:
-            tokens = fc_norm(tokens)
+        return self._as_map(fc_norm(tokens) if isinstance(norm, nn.Identity) and fc_norm is not None else tokens)
+
+    def _as_map(self, tokens: Tensor) -> Tensor:
         return self.patch_tokens(tokens).transpose(1, 2).unflatten(2, self.grid_size)
 
     def patch_tokens(self, tokens: Tensor) -> Tensor:

@@ -9,5 +9,5 @@ def compile_backbone(backbone: nn.Module) -> None:
 
     Random numbers are drawn as without compilation, so that drop path stays a function of (seed, step, image).
     """
-    compiled = torch.compile(backbone.forward_features, options={"fallback_random": True})  # type: ignore[arg-type]
-    backbone.forward_features = compiled  # type: ignore[assignment]
+    for name in ("forward_features", "forward_intermediates"):  # compiled when they are first called
+        setattr(backbone, name, torch.compile(getattr(backbone, name), options={"fallback_random": True}))
