@@ -32,7 +32,7 @@ def test_widest_first_takes_the_ends_of_every_curve_before_what_lies_between(tin
         ("vit_test", 1),
         ("vit_test", 16),
     ]
-    assert {item.config.model.patch_size for item in planned[4:6]} <= {4, 8}, "then what is farthest from both"
+    assert {item.config.model.patch_size for item in planned[4:6]} == {4}, "then what is farthest from both"
     assert [item.config.seed for item in planned] == [0] * 10 + [1] * 10
     assert len({item.config.identity for item in planned}) == 20
 
@@ -110,7 +110,7 @@ def test_runs_under_way_count_with_what_they_have_used(tiny, tmp_path):
 
 
 def test_hours_of_a_named_device_need_no_runs(tiny, tmp_path):
-    (item,) = plan_study(tiny(), tmp_path)
+    (item,) = plan_study(tiny("training.precision=bf16"), tmp_path)
     assert 0 < Ledger([item], device="h100").left_hours(item) < 1
     assert Ledger([item]).left_hours(item) is None
     assert Ledger([item]).spent_hours == 0

@@ -4,6 +4,7 @@ import os
 import signal
 
 import pytest
+from PIL import Image
 
 from patchscale.errors import UserError
 from patchscale.files import write_json
@@ -128,8 +129,19 @@ def test_what_a_process_said_counts_by_its_attempt(run):
 
 
 def test_a_study_of_which_every_run_would_fail_is_stopped_at_once(tiny, recorder, tmp_path):
+    for name in ("cat", "dog"):
+        for number in range(10):
+            path = tmp_path / "photos" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (20 * number, 0, 0)).save(path)
+    where = (
+        f"data.root={tmp_path / 'photos'}",
+        "data.name=image_folder",
+        "data.val_images=null",
+        "data.test_images=null",
+    )
     watcher = recorder()
-    study = tiny("data.train_images=100000", "training.steps=4", seed=[0, 1, 2, 3])
+    study = tiny(*where, "data.train_images=100000", seed=[0, 1, 2, 3])
     table = run_study(study, tmp_path, workers=1, progress=watcher)
     assert len(watcher.started_runs) == 1
     assert sorted(table["status"]) == ["failed", "queued", "queued", "queued"]
@@ -137,6 +149,7 @@ def test_a_study_of_which_every_run_would_fail_is_stopped_at_once(tiny, recorder
     assert any("no further run is started" in text and "--keep-going" in text for text in watcher.messages)
     everything = recorder()
     table = run_study(study, tmp_path, workers=1, keep_going=True, progress=everything)
+    assert len(everything.started_runs) == 3
     assert table["status"].tolist() == ["failed"] * 4
 
 

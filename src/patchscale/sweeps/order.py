@@ -56,7 +56,7 @@ def _last_stages(planned: Sequence["PlannedRun"]) -> list["PlannedRun"]:
 
 
 def _widest_first(runs: Sequence["PlannedRun"]) -> list["PlannedRun"]:
-    """Seed by seed, the runs of every curve in turn: the cheapest, the dearest, then the farthest from those before."""
+    """Seed by seed, the runs of every curve in turn: fewest tokens, most, then the farthest from those before."""
     ordered: list[PlannedRun] = []
     for seed in dict.fromkeys(item.config.seed for item in runs):
         curves: dict[tuple[str, str, int], list[PlannedRun]] = {}
@@ -66,7 +66,7 @@ def _widest_first(runs: Sequence["PlannedRun"]) -> list["PlannedRun"]:
                 curves.setdefault((item.config.settings, model.name, math.prod(_sides(model.img_size))), []).append(
                     item
                 )
-        spread = [_spread(curve, lambda item: math.log(price_of_stages(item))) for curve in curves.values()]
+        spread = [_spread(curve, lambda item: math.log(item.counts.tokens)) for curve in curves.values()]
         for place in range(max(map(len, spread), default=0)):
             ordered += [curve[place] for curve in spread if place < len(curve)]
     return ordered
@@ -77,7 +77,7 @@ def _spread(items: Sequence["PlannedRun"], value: Callable[["PlannedRun"], float
     chosen = left[:1]
     left = left[1:]
     while left:
-        # Of equals the dearest, so that the second is the other end.
+        # Of equals the finest, so that the second is the other end.
         farthest = max(left, key=lambda item: (min(abs(value(item) - value(each)) for each in chosen), value(item)))
         chosen.append(farthest)
         left.remove(farthest)
