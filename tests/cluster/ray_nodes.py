@@ -42,7 +42,7 @@ class RayCluster:
 
     def kill_node(self, draw: random.Random) -> str:
         """SIGKILL to a node and all that runs on it."""
-        node = draw.choice(self.cluster.worker_nodes)
+        node = draw.choice(sorted(self.cluster.worker_nodes, key=lambda node: node.unique_id))
         for process in node.all_processes["raylet"]:
             for child in children_of(process.process.pid):
                 kill(child)
