@@ -51,15 +51,8 @@ class Disturbed:
         """Start the sweep if it does not run; raises `AssertionError` if it ended with a mistake."""
         if self.process is not None and self.process.poll() is None:
             return
-        command = [
-            sys.executable,
-            "-m",
-            "patchscale",
-            "sweep",
-            str(self.file),
-            "--runs-root",
-            str(self.folder / "runs"),
-        ]
+        sweep = ["sweep", str(self.file), "--runs-root", str(self.folder / "runs"), "--wait", *self.arguments]
+        command = [sys.executable, "-m", "patchscale", *sweep]
         with (self.folder / "sweep.txt").open("ab") as output:
             self.process = subprocess.Popen(command, env=self.environment, stdout=output, stderr=output)
 
