@@ -298,3 +298,26 @@ def test_the_usual_head_is_mask_rcnn_whether_named_or_not():
     assert named.identity == unnamed.identity
     assert config_of("linear").identity != named.identity
     assert config_of("linear").settings != named.settings
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_the_cascade_finds_boxes_at_least_as_exactly(tmp_path):
+    """AP at IoU 0.75 after as many steps on embedded scenes, mean over seeds; docs/log.md has the numbers."""
+    ap75 = {}
+    for head in ("mask_rcnn_nano", "cascade_mask_rcnn_nano"):
+        found = []
+        for seed in (0, 1, 2):
+            values = {
+                "task": "detection",
+                "head": head,
+                "model": {"name": "vit_nano", "patch_size": 8, "img_size": 64},
+                "data": {"name": "scenes", "train_images": 4096, "val_images": 64, "test_images": 256},
+                "training": {"steps": 400, "batch_size": 16, "learning_rate": 2e-3, "num_validations": 1},
+                "execution": {"device": "cpu"},
+                "seed": seed,
+            }
+            found.append(run_training(RunDirectory.create(tmp_path, "s", build_config(values)))["test_box_ap75"])
+        ap75[head] = np.mean(found)
+        print(head, found)
+    assert ap75["cascade_mask_rcnn_nano"] >= ap75["mask_rcnn_nano"] > 0.1
