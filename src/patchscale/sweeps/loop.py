@@ -100,7 +100,7 @@ class _Loop:
                 continue
             if self.rules.budget is not None and not self.rules.budget.allows(job, self.executor.running):
                 continue
-            state, message = current_stage(job.run, retry_failed=self.rules.retry_failed, tried=self.ended)
+            state, message = current_stage(job, retry_failed=self.rules.retry_failed, tried=self.ended)
             if state == "waits":
                 self.waiting.remove(job)
                 self.held.append(job)
@@ -165,7 +165,7 @@ class _Loop:
             return
         self.looked_elsewhere = time.monotonic()
         for job in tuple(self.held):
-            state, _ = current_stage(job.run, retry_failed=self.rules.retry_failed, tried=self.ended)
+            state, _ = current_stage(job, retry_failed=self.rules.retry_failed, tried=self.ended)
             if state not in ("running", "waits"):
                 self.held.remove(job)
                 self.waiting.insert(0, job)

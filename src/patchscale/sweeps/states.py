@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from patchscale.errors import UserError
 from patchscale.runs.record import RunBusy, RunDirectory
-from patchscale.runs.stages import former_run
 from patchscale.runs.store import UNREADABLE
 from patchscale.sweeps.executors.base import Ending
-from patchscale.sweeps.plan import NOT_RETRIED
+from patchscale.sweeps.plan import NOT_RETRIED, PlannedRun
 
 LAST_WORDS = {"failed": (1, 2), "interrupted": (128 + signal.SIGINT, 128 + signal.SIGTERM)}
 """Exit codes of a process that has written this state itself."""
@@ -30,21 +29,21 @@ def current_state(run: RunDirectory, *, retry_failed: bool) -> tuple[str, str]:
     return state, message
 
 
-def current_stage(run: RunDirectory, *, retry_failed: bool, tried: Collection[str] = ()) -> tuple[str, str]:
+def current_stage(job: PlannedRun, *, retry_failed: bool, tried: Collection[str] = ()) -> tuple[str, str]:
     """`current_state` of a run that may go on from a former one: it "waits" for it, or is "blocked" if it has failed.
 
     Runs in `tried` are not retried again.
     """
-    state, message = current_state(run, retry_failed=retry_failed and run.path.name not in tried)
-    if state != "open":
+    state, message = current_state(job.run, retry_failed=retry_failed and job.config.run_id not in tried)
+    if state != "open" or job.former is None:
         return state, message
+    former = job.former.run
     try:
-        former = former_run(run, run.config()) if run.config_path.exists() else None
-        if former is None or former.result() is not None:
+        if former.result() is not None:
             return state, message
-        before = current_stage(former, retry_failed=retry_failed, tried=tried)[0]
     except UserError as error:
         return "blocked", str(error)
+    before = current_stage(job.former, retry_failed=retry_failed, tried=tried)[0]
     if before in ("open", "running", "waits"):
         return "waits", f"for {former.path.name}"
     return "blocked", f"waits for {former.path.name}, an earlier stage, which is {before}"
