@@ -121,13 +121,15 @@ class Bootstrap:
             ).times(float(unit))
         return answer
 
-    def ends(self, values: Array, at: Array, *, level: float | None = None) -> tuple[Array, Array]:
+    def ends(self, values: Array, at: Array) -> tuple[Array, Array]:
         """Both ends [m] of the interval of what every draw computes: values [B, m]; `at` [m] is from the fit itself."""
-        level = self.level if level is None else level
-        low, high = percentiles(values, level)
-        dof = self.freedom.of(np.clip(values, low, high))
-        stretch = t_distribution.ppf((1 + level) / 2, dof) / norm.ppf((1 + level) / 2)
-        return at + (low - at) * stretch, at + (high - at) * stretch
+        return percentiles(self.stretched(values, at), self.level)
+
+    def stretched(self, values: Array, at: Array) -> Array:
+        """Values [B, m] of the draws moved away from those of the fit, `at` [m]: their percentiles are an interval."""
+        dof = self.freedom.of(np.clip(values, *percentiles(values, self.level)))
+        quantile = (1 + self.level) / 2
+        return np.asarray(at + (values - at) * (t_distribution.ppf(quantile, dof) / norm.ppf(quantile)))
 
     def draws(self, axes: Axes) -> Array:
         """The law at m places by every draw: [B, m]."""

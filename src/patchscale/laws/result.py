@@ -168,15 +168,20 @@ class Fit:
         interval = Interval(float(low[0]), float(high[0]))
         return Estimate(value, interval.low, interval.high, interval)
 
-    def ends(self, values: Array, at: Array, *, level: float | None = None) -> tuple[Array, Array]:
+    def ends(self, values: Array, at: Array) -> tuple[Array, Array]:
         """Both ends [m] of the interval of what follows from draws: values [draws, m], `at` [m] from the fit itself.
 
         For example of the difference of two predictions: `fit.ends(fit.draws(a) - fit.draws(b), fit.values(a) -
-        fit.values(b))`. Percentiles of the draws alone are too narrow where few curves decide (`laws/bootstrap.py`).
+        fit.values(b))`.
         """
-        if self.bootstrap is not None:
-            return self.bootstrap.ends(values, at, level=level)
-        return percentiles(values, self.level if level is None else level)
+        return percentiles(self.stretched(values, at), self.level)
+
+    def stretched(self, values: Array, at: Array) -> Array:
+        """What follows from draws, spread as wide as its interval: values [draws, m], `at` [m] from the fit itself.
+
+        Bootstrap draws as they are lie too close together where few curves decide (`laws/bootstrap.py`).
+        """
+        return values if self.bootstrap is None else self.bootstrap.stretched(values, at)
 
     def _noise_draws(self) -> tuple[Array, Array]:
         assert self.profile is not None

@@ -9,7 +9,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from patchscale.errors import UserError
-from patchscale.laws.bootstrap import percentiles
 from patchscale.laws.design import kinds
 from patchscale.laws.result import Fit
 from patchscale.planner.fitted_to import other_families
@@ -83,9 +82,9 @@ class Quality:
         first, place = self._distinct(table)
         return np.asarray(self.law.draws(table.iloc[first]), dtype=float)[:, place]
 
-    def ends(self, values: Numbers, at: Numbers, level: float) -> tuple[Numbers, Numbers]:
-        """Both ends [m] of the interval of what follows from draws [B, m]; `at` [m] follows from the fit itself."""
-        return self.law.ends(values, at, level=level) if isinstance(self.law, Fit) else percentiles(values, level)
+    def stretched(self, values: Numbers, at: Numbers) -> Numbers:
+        """What follows from draws [B, m], spread as wide as its interval; `at` [m] follows from the fit itself."""
+        return self.law.stretched(values, at) if isinstance(self.law, Fit) else values
 
     def _distinct(self, table: pd.DataFrame) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         columns = columns_read(self.law) if isinstance(self.law, Fit) else None

@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from patchscale.laws.bootstrap import percentiles
+
 Numbers = NDArray[np.float64]
-Ends = Callable[[Numbers, Numbers, float], tuple[Numbers, Numbers]]
-"""Both ends [m] of the interval of draws [B, m] around fitted values [m], at a level."""
+Stretched = Callable[[Numbers, Numbers], Numbers]
+"""Draws [B, m] of something, spread about its fitted values [m] as wide as its interval."""
 
 
 @dataclass(frozen=True)
@@ -28,16 +30,17 @@ class Comparison:
     """Share of the draws in which this one is the best of all m."""
 
 
-def compare(draws: Numbers, predicted: Numbers, best: int, *, ends: Ends, level: float) -> Comparison:
+def compare(draws: Numbers, predicted: Numbers, best: int, *, stretched: Stretched, level: float) -> Comparison:
     """Compare columns of `draws` [B, m] with column `best`, draw by draw.
 
     A draw moves all configurations together, so what they share cancels: two of them can differ clearly although
     their intervals overlap widely.
     """
     difference = draws - draws[:, [best]]
-    low, high = ends(difference, predicted - predicted[best], level)
     error = difference.std(axis=0)
-    leaders = np.argmin(draws, axis=1)
+    difference = stretched(difference, predicted - predicted[best])
+    low, high = percentiles(difference, level)
+    leaders = np.argmin(difference, axis=1)
     return Comparison(
         low=low,
         high=high,
