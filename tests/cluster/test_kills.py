@@ -124,21 +124,6 @@ def test_ray(tmp_path, undisturbed, monkeypatch):
         carry_out(disturbed, undisturbed)
 
 
-def test_two_sweeps_never_carry_out_a_run_twice(tmp_path):
-    """Twenty times: two sweeps of one study start together."""
-    for number in range(KILLS):
-        folder = tmp_path / str(number)
-        folder.mkdir()
-        sweeps = [Disturbed(folder, runs=4, steps=3, seed=0, arguments=("--workers", "1")) for _ in range(2)]
-        for sweep in sweeps:
-            sweep.start_sweep()
-        for sweep in sweeps:
-            assert sweep.process.wait(600) == 0, sweep.said()
-        for run in sweeps[0].runs:
-            assert run.status()["state"] == "done"
-            assert len(run.read_json("environment.json")["attempts"]) == 1, "carried out twice"
-
-
 def test_a_study_goes_on_where_another_executor_left_it(tmp_path, undisturbed):
     """Begun here, killed, ended on Ray."""
     pytest.importorskip("ray")
