@@ -26,7 +26,9 @@ from patchscale.shapes import SHAPES, image_height_width
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
-FOLDER_DATASETS = ("image_folder", "mask_folder")
+PAIR_DATASETS = ("mask_folder", "ade20k", "voc", "cityscapes")
+"""Data sets of pictures of any size with label maps."""
+FOLDER_DATASETS = ("image_folder", *PAIR_DATASETS)
 PICTURE_DATASETS = ("image_folder", "shards", "hf_dataset")
 """Data sets of classes whose pictures have any size."""
 OWN_DATASETS = (*FOLDER_DATASETS, "shards", "hf_dataset", "coco")
@@ -95,6 +97,9 @@ class DataConfig:
         "cifar100",
         "image_folder",
         "mask_folder",
+        "ade20k",
+        "voc",
+        "cityscapes",
         "shards",
         "hf_dataset",
         "coco",
@@ -116,9 +121,25 @@ class DataConfig:
     eval_crop_ratio: float | None = Field(default=None, gt=0, le=1)
     """Pictures of any size: the centre crop's share of the resized picture in evaluation. Default: 0.875 up to 224 px,
     1 above, the same for every patch size. (The paper's code used 1 for patches below 16; see docs/data.md.)"""
-    augment: Literal["none", "flip", "crop", "rand_augment", "three_augment", "shortest_edge", "large_scale_jitter"] = (
-        "flip"
-    )
+    eval_mode: Literal["crop", "whole", "slide"] | None = None
+    """Pictures with label maps: measured on the centre crop, or on the whole picture and its own label map: squeezed to
+    the model's size, or in sliding windows. Default: crop for `mask_folder`, slide for the others."""
+    eval_stride: float = Field(default=2 / 3, gt=0, le=1)
+    """With eval_mode slide: from one window to the next, as a part of the window (341 of 512 px)."""
+    eval_flip: bool = False
+    """Not with eval_mode crop: average the probabilities of the picture and of its mirror image."""
+    eval_scales: tuple[Annotated[float, Field(gt=0)], ...] = Field(default=(1.0,), min_length=1)
+    """With eval_mode slide: average the probabilities at these scales."""
+    augment: Literal[
+        "none",
+        "flip",
+        "crop",
+        "rand_augment",
+        "three_augment",
+        "scale_jitter",
+        "shortest_edge",
+        "large_scale_jitter",
+    ] = "flip"
     """Training augmentation; see `patchscale.data.transforms`, and for detection `patchscale.data.detection`."""
     crop: Literal["resized", "simple"] = "resized"
     """Pictures of any size only: how `augment` crops them. simple: resize, then shift by up to 4 px (DeiT III)."""
@@ -138,6 +159,13 @@ class DataConfig:
     exclude_sha256: str | None = None
     """SHA-256 of that file's content, filled in; it, not the path, belongs to the identity."""
 
+    @property
+    def eval_how(self) -> Literal["crop", "whole", "slide"]:
+        """`eval_mode`, or its default."""
+        if self.eval_mode is not None:
+            return self.eval_mode
+        return "slide" if self.name in PAIR_DATASETS and self.name != "mask_folder" else "crop"
+
     @model_validator(mode="before")
     @classmethod
     def _content_of_exclude(cls, values: Any) -> Any:
@@ -149,6 +177,16 @@ class DataConfig:
             raise ValueError(f"data set {self.name!r} needs data.root, the folder it is in")
         if self.name == "mask_folder" and self.num_classes is None:
             raise ValueError("data set 'mask_folder' needs data.num_classes, the number of classes in the masks")
+        if self.name not in PAIR_DATASETS and self.eval_mode is not None:
+            raise ValueError(f"data.eval_mode is for data sets of pictures with label maps: {PAIR_DATASETS}")
+        if self.eval_stride != 2 / 3 and self.eval_how != "slide":
+            raise ValueError(f"data.eval_stride={self.eval_stride:g} goes with data.eval_mode=slide")
+        if self.eval_scales != (1.0,) and self.eval_how != "slide":
+            raise ValueError("data.eval_scales: other scales need windows; set data.eval_mode=slide")
+        if self.eval_flip and self.eval_how == "crop":
+            raise ValueError("data.eval_flip goes with data.eval_mode=whole or slide")
+        if self.augment == "scale_jitter" and self.name not in PAIR_DATASETS:
+            raise ValueError(f"data.augment='scale_jitter' is for pictures with label maps: {PAIR_DATASETS}")
         if self.name != "mask_folder" and self.num_classes is not None:
             raise ValueError(f"data set {self.name!r} knows its classes; data.num_classes is for 'mask_folder' only")
         if self.name != "shards" and self.shuffle_window is not None:
@@ -346,7 +384,7 @@ class RunConfig:
 
     @model_validator(mode="after")
     def _task_fits_data(self) -> Self:
-        segmentable = ("scenes", "mask_folder")
+        segmentable = ("scenes", *PAIR_DATASETS)
         if self.task == "segmentation" and self.data.name not in segmentable:
             raise ValueError(
                 f"data set {self.data.name!r} has no label maps for segmentation; use one of {segmentable}"
@@ -359,8 +397,8 @@ class RunConfig:
                 head_shape(self.head, task=self.task)
             except UserError as error:
                 raise ValueError(str(error)) from None
-        if self.task == "classification" and self.data.name == "mask_folder":
-            raise ValueError("data set 'mask_folder' has no image classes; use task=segmentation")
+        if self.task == "classification" and self.data.name in PAIR_DATASETS:
+            raise ValueError(f"data set {self.data.name!r} has no image classes; use task=segmentation")
         if self.task != "classification" and (self.training.mixup or self.training.cutmix):
             raise ValueError("training.mixup and training.cutmix apply to classification only; set them to 0")
         if self.task == "detection" and self.training.label_smoothing:

@@ -20,6 +20,9 @@ NAMED_SETS = {
 PUBLISHED_IMAGES = {"imagenet": 1_281_167, "ade20k": 20_210, "coco": 118_287}
 """Training images of data sets that costs are often asked for."""
 
+PUBLISHED_LABELLED = {"ade20k": (20_210, 150), "voc": (1_464, 21), "cityscapes": (2_975, 19)}
+"""Training images and classes of segmentation sets, as published; what is counted where the folder is not there."""
+
 SCENE_CLASSES = 10
 
 
@@ -73,6 +76,9 @@ def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
     not on this machine, or cannot be counted without reading it."""
     assert data.root is not None
     root = Path(data.root).expanduser()
+    if data.name in PUBLISHED_LABELLED and not root.is_dir():
+        images, num_classes = PUBLISHED_LABELLED[data.name]
+        return images - max(1, round(data.val_fraction * images)), num_classes
     if not root.is_dir() or (data.name not in (*FOLDER_DATASETS, "coco") and not (root / "index.json").is_file()):
         return None, data.num_classes
     try:
@@ -86,6 +92,7 @@ def _count_folder(data: DataConfig) -> tuple[int | None, int | None]:
 def _list_folder(kind: str, root: Path, val_fraction: float, split_seed: int) -> tuple[int, int | None]:
     from patchscale.data.coco import list_coco
     from patchscale.data.folders import divide, list_image_folder, list_mask_folder
+    from patchscale.data.labelled_sets import LABELLED_SETS
     from patchscale.data.listing import PictureList
     from patchscale.data.shard_cache import ShardCache
     from patchscale.data.shards import list_shards
@@ -101,7 +108,10 @@ def _list_folder(kind: str, root: Path, val_fraction: float, split_seed: int) ->
     elif kind == "shards":
         listed = list_shards(str(root), ShardCache(root))  # with an index nothing is cached
         parts, classes = listed.parts, len(listed.class_names)
-    else:
+    elif kind == "mask_folder":
         parts, _ = list_mask_folder(root)
+    else:
+        listed_set = LABELLED_SETS[kind](root)
+        parts, classes = listed_set.parts, len(listed_set.class_names)
     division = divide({part: files.labels for part, files in parts.items()}, val_fraction, split_seed)
     return len(division.splits["train"][1]), classes

@@ -13,10 +13,19 @@ from patchscale.config import SCENES_PER_SPLIT, RunConfig
 from patchscale.data.coco import list_coco
 from patchscale.data.detection import DetectionEvalSplit, DetectionTrainSplit, ObjectTransform
 from patchscale.data.exclusion import not_excluded
-from patchscale.data.folders import IGNORE_INDEX, divide, list_image_folder, list_mask_folder
+from patchscale.data.folders import (
+    IGNORE_INDEX,
+    FileList,
+    ReadLabels,
+    divide,
+    list_image_folder,
+    list_mask_folder,
+)
 from patchscale.data.hf import list_hf_dataset
+from patchscale.data.labelled_sets import LABELLED_SETS, mask_reader
 from patchscale.data.listing import PictureList
 from patchscale.data.named import NAMED_DATASETS, data_root, load_named
+from patchscale.data.pairs import PairTransform
 from patchscale.data.scenes import GARMENTS, SCENES_VERSION, SceneDataset, pictures_fingerprint
 from patchscale.data.shards import check_cache_holds_windows, list_shards, shard_cache
 from patchscale.data.sources import CocoSource, PairSource, PictureSource, PixelSource, SceneObjectSource, SceneSource
@@ -31,6 +40,7 @@ from patchscale.data.transforms import (
     check_augment,
     eval_crop_ratio,
 )
+from patchscale.data.windows import Windows, WindowSplit
 from patchscale.errors import UserError
 from patchscale.shapes import image_height_width
 
@@ -59,6 +69,8 @@ class _Parts:
     sources: Mapping[str, Any]
     class_names: list[str]
     transform: Callable[..., Any] = PixelTransform
+    eval_transform: Any = None
+    """If it is not `transform` without augmentation."""
     split_types: tuple[type[TrainSplit], type[EvalSplit]] = (TrainSplit, EvalSplit)
     eval_protocol: str
     fingerprint: str
@@ -83,7 +95,7 @@ def load_splits(config: RunConfig) -> Splits:
     parts = _LOADERS[data.name](config, img_size)
     crop = {} if data.crop == "resized" else {"crop": data.crop}  # of pictures only, the config saw to it
     train_transform = parts.transform(augment=data.augment, img_size=img_size, seed=config.seed, **crop)
-    eval_transform = parts.transform(augment="none", img_size=img_size)
+    eval_transform = parts.eval_transform or parts.transform(augment="none", img_size=img_size)
     train_type, eval_type = parts.split_types
     return Splits(
         train=train_type(
@@ -224,14 +236,48 @@ def _load_mask_folder(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
     if num_classes > IGNORE_INDEX:
         raise UserError(f"data.num_classes={num_classes}: at most {IGNORE_INDEX}, as label {IGNORE_INDEX} is ignored")
     parts, ignored = list_mask_folder(root)
+    class_names = [str(label) for label in range(num_classes)]
+    return _pairs(config, img_size, parts, class_names, mask_reader(num_classes), {"ignored_files": ignored})
+
+
+def _load_labelled_set(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
+    listed = LABELLED_SETS[config.data.name](_root(config))
+    return _pairs(config, img_size, listed.parts, listed.class_names, listed.read_labels, {"layout": listed.layout})
+
+
+def _pairs(
+    config: RunConfig,
+    img_size: tuple[int, int],
+    parts: Mapping[str, FileList],
+    class_names: list[str],
+    read_labels: ReadLabels,
+    record: Mapping[str, Any],
+) -> _Parts:
+    """What all data sets of pictures with label maps have in common."""
+    data = config.data
     files, rule = _divided(config, parts)
+    of_evaluation: dict[str, Any] = {"eval_protocol": "centre crop of the whole shorter side"}
+    if data.eval_how != "crop":
+        windows = Windows(
+            mode=data.eval_how,
+            img_size=img_size,
+            stride=data.eval_stride,
+            flip=data.eval_flip,
+            scales=data.eval_scales,
+        )
+        of_evaluation = {
+            "eval_protocol": windows.protocol(),
+            "eval_transform": windows,
+            "split_types": (TrainSplit, WindowSplit),
+        }
     return _Parts(
-        sources={split: PairSource(of_split, num_classes, img_size) for split, of_split in files.items()},
-        class_names=[str(label) for label in range(num_classes)],
+        sources={split: PairSource(of_split, read_labels) for split, of_split in files.items()},
+        class_names=class_names,
+        transform=PairTransform,
         ignore_index=IGNORE_INDEX,
-        eval_protocol="centre crop of the whole shorter side",
         fingerprint=fingerprint({split: of_split.lines() for split, of_split in files.items()}),
-        record={"root": str(root), "split_rule": rule, "ignored_files": ignored},
+        record={"root": str(_root(config)), "split_rule": rule, **record},
+        **of_evaluation,
     )
 
 
@@ -266,6 +312,7 @@ _LOADERS: dict[str, Callable[[RunConfig, tuple[int, int]], _Parts]] = {
     **dict.fromkeys(NAMED_DATASETS, _load_named),
     "image_folder": _load_image_folder,
     "mask_folder": _load_mask_folder,
+    **dict.fromkeys(LABELLED_SETS, _load_labelled_set),
     "coco": _load_coco,
     "shards": _load_shards,
     "hf_dataset": _load_hf_dataset,

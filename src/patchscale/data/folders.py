@@ -1,9 +1,10 @@
 """Your own pictures: folders of classes, or pictures with label maps. Nothing is skipped silently."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -112,7 +113,7 @@ def list_image_folder(root: Path) -> tuple[dict[str, FileList], list[str], int]:
     for part, folder in folders.items():
         found[part] = {}
         for class_name in _subfolders(folder):
-            pictures, others = _list_pictures(folder / class_name, root)
+            pictures, others = list_pictures(folder / class_name, root)
             ignored += others
             if not pictures:
                 raise UserError(
@@ -150,8 +151,8 @@ def list_mask_folder(root: Path) -> tuple[dict[str, FileList], int]:
             raise UserError(f"{root / name}: no such folder; expected images/train/x.jpg with masks/train/x.png")
     parts, ignored = {}, 0
     for part, folder in _part_folders(root / "images", classes=False).items():
-        pictures, others = _list_pictures(folder, root)
-        masks, other_masks = _list_pictures(root / "masks" / part, root, (".png",))
+        pictures, others = list_pictures(folder, root)
+        masks, other_masks = list_pictures(root / "masks" / part, root, (".png",))
         of_stem = {_stem(mask, part): mask for mask in masks}
         partners = []
         for picture in pictures:
@@ -161,7 +162,7 @@ def list_mask_folder(root: Path) -> tuple[dict[str, FileList], int]:
             partners.append(of_stem[stem])
         if not pictures:
             raise UserError(f"{folder}: no images in it; expected {', '.join(SUFFIXES)}")
-        twice = _first_repeated(partners)
+        twice = first_repeated(partners)
         if twice is not None:
             raise UserError(f"{root / twice}: two images share this label map; give them different names")
         ignored += others + other_masks + len(masks) - len(partners)
@@ -174,24 +175,17 @@ def read_rgb(path: Path) -> Image.Image:
     return decode_rgb(path, str(path))
 
 
+ReadLabels = Callable[[Path, tuple[int, int]], Image.Image]
+"""From a label map's file and its picture's (width, height) to classes and `IGNORE_INDEX`, one byte a pixel."""
+
+
 def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) -> Image.Image:
     """Decode a label map to one byte per pixel: 0 to num_classes - 1, or 255 for ignored.
 
     Grey and palette files are read as they number their pixels. `picture_size` is (width, height). Raises `UserError`
     naming the file for another size, a label out of range, or a file with several channels.
     """
-    with open_picture(path, str(path)) as file:
-        if file.size != picture_size:
-            raise UserError(
-                f"{path}: label map of {file.width}x{file.height} px for an image of "
-                f"{picture_size[0]}x{picture_size[1]} px; they must be the same size"
-            )
-        if file.mode not in ("1", "L", "P", *DEEP_MODES):
-            raise UserError(f"{path}: {file.mode} file as a label map; expected one channel that holds the class")
-        try:
-            labels = np.array(file)
-        except Exception as error:
-            raise unreadable(str(path), path, error) from error
+    labels = read_numbers(path, picture_size)
     wrong = (labels >= num_classes) & (labels != IGNORE_INDEX)
     wrong |= labels < 0
     if wrong.any():
@@ -200,6 +194,34 @@ def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) 
             f"0 to {num_classes - 1}, and {IGNORE_INDEX} for ignored"
         )
     return Image.fromarray(labels.astype(np.uint8))
+
+
+def read_numbers(path: Path, picture_size: tuple[int, int]) -> NDArray[Any]:
+    """The numbers [h, w] of a label map of one channel; raises `UserError` as `read_label_map`."""
+    with open_label_map(path, picture_size) as file:
+        if file.mode not in ("1", "L", "P", *DEEP_MODES):
+            raise UserError(f"{path}: {file.mode} file as a label map; expected one channel that holds the class")
+        return pixels_of(file, path)
+
+
+def open_label_map(path: Path, picture_size: tuple[int, int]) -> Image.Image:
+    """Raises `UserError` for a file of another size than its picture, or none at all."""
+    file = open_picture(path, str(path))
+    if file.size != picture_size:
+        file.close()
+        raise UserError(
+            f"{path}: label map of {file.width}x{file.height} px for an image of "
+            f"{picture_size[0]}x{picture_size[1]} px; they must be the same size"
+        )
+    return file
+
+
+def pixels_of(file: Image.Image, path: Path) -> NDArray[Any]:
+    """Raises `UserError` for a damaged file."""
+    try:
+        return np.array(file)
+    except Exception as error:
+        raise unreadable(str(path), path, error) from error
 
 
 def _part_folders(root: Path, *, classes: bool = True) -> dict[str, Path]:
@@ -215,7 +237,7 @@ def _part_folders(root: Path, *, classes: bool = True) -> dict[str, Path]:
         raise UserError(f"{root}: there is {next(iter(folders))}/ but no train/ in it; add the training images")
     if not folders and not classes:
         raise UserError(f"{root / 'train'}: no such folder; expected images/train/x.jpg with masks/train/x.png")
-    same = _first_repeated([str(folder.resolve()) for folder in folders.values()])
+    same = first_repeated([str(folder.resolve()) for folder in folders.values()])
     if same is not None:
         raise UserError(f"{same}: two parts of {root} are this same folder; test must not overlap train")
     return folders or {"train": root}
@@ -225,7 +247,7 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _list_pictures(folder: Path, root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[str], int]:
+def list_pictures(folder: Path, root: Path, suffixes: tuple[str, ...] = SUFFIXES) -> tuple[list[str], int]:
     """Pictures anywhere below a folder, relative to `root` and sorted, and the number of other files."""
     pictures, others = [], 0
     for place, folders, names in os.walk(folder, followlinks=True):
@@ -246,6 +268,6 @@ def _stem(path: str, part: str) -> str:
     return os.path.splitext(path)[0].split(f"/{part}/", 1)[1]  # noqa: PTH122
 
 
-def _first_repeated(names: list[str]) -> str | None:
+def first_repeated(names: list[str]) -> str | None:
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)  # type: ignore[func-returns-value]

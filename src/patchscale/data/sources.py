@@ -1,7 +1,7 @@
 """Where a split's pictures come from: memory, scenes composed on demand, or files.
 
 An item is (picture, label map or None, class). A picture is a pixel array [h, w, 1 or 3], or a PIL picture where its
-size is not the model's yet. For detection an item is (PIL picture, its objects).
+size is not the model's yet; so is then its label map. For detection an item is (PIL picture, its objects).
 """
 
 from typing import Protocol
@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from patchscale.data.coco import CocoList
-from patchscale.data.folders import FileList, read_label_map, read_rgb
+from patchscale.data.folders import FileList, ReadLabels, read_rgb
 from patchscale.data.listing import PictureList
 from patchscale.data.objects import Objects
 from patchscale.data.run_lengths import encode_masks
 from patchscale.data.scenes import SceneDataset
-from patchscale.data.transforms import LabelMap, Pixels, cover, fit_pixels
+from patchscale.data.transforms import LabelMap, Pixels, fit_pixels
 
-Item = tuple[Pixels | Image.Image, LabelMap | None, int]
+Item = tuple[Pixels | Image.Image, LabelMap | Image.Image | None, int]
 
 SCENE_MEMORY_BYTES = 512 * 2**20
 """Splits of scenes up to this size are kept once composed."""
@@ -104,23 +104,20 @@ class PictureSource:
 
 
 class PairSource:
-    """Picture files with label maps, decoded when read and resized, aspect kept, to cover the model's input."""
+    """Picture files with label maps, both as PIL pictures, decoded when read."""
 
-    def __init__(self, files: FileList, num_classes: int, img_size: tuple[int, int]) -> None:
+    def __init__(self, files: FileList, read_labels: ReadLabels) -> None:
         assert files.masks is not None
         self.files = files
         self.masks = files.masks
-        self.num_classes = num_classes
-        self.img_size = img_size
+        self.read_labels = read_labels
 
     def __len__(self) -> int:
         return len(self.files.pictures)
 
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, index: int) -> tuple[Image.Image, Image.Image, int]:
         picture = read_rgb(self.files.root / self.files.pictures[index])
-        label_map = read_label_map(self.files.root / self.masks[index], picture.size, self.num_classes)
-        pixels = np.array(cover(picture, *self.img_size, Image.Resampling.BICUBIC))
-        return pixels, np.array(cover(label_map, *self.img_size, Image.Resampling.NEAREST)), 0
+        return picture, self.read_labels(self.files.root / self.masks[index], picture.size), 0
 
 
 class CocoSource:

@@ -10,6 +10,7 @@ processes or order. The augmentations (`DataConfig.augment`):
                     `image_folder`: torchvision's RandomResizedCrop (area 0.08 to 1, ratio 3/4 to 4/3) and flip
     rand_augment    crop, then timm's rand-m9-mstd0.5-inc1 (no random erasing)
     three_augment   crop, then one of grey, solarise and blur, then colour jitter 0.3 (DeiT III, arXiv 2204.07118)
+    scale_jitter    pictures with label maps: random scale, crop, flip and colours (`patchscale.data.pairs`)
 
 With `DataConfig.crop="simple"` pictures of any size are resized to cover the input and moved by up to 4 px, instead,
 over a reflected border, flipped. The last two are for classification only: they would need the label map to follow.
@@ -32,11 +33,15 @@ from patchscale.errors import UserError
 
 Pixels = NDArray[np.uint8]
 LabelMap = NDArray[np.uint8]
-Augment = Literal["none", "flip", "crop", "rand_augment", "three_augment", "shortest_edge", "large_scale_jitter"]
+Augment = Literal[
+    "none", "flip", "crop", "rand_augment", "three_augment", "scale_jitter", "shortest_edge", "large_scale_jitter"
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
+FILL = tuple(round(255 * part) for part in IMAGENET_MEAN)
+"""What a picture that is too small is filled up with: nothing, once it is normalised."""
 RAND_AUGMENT = "rand-m9-mstd0.5-inc1"
 PICTURE_ONLY: tuple[Augment, ...] = ("rand_augment", "three_augment")
 """Augmentations that cannot be applied to a label map."""
@@ -115,9 +120,7 @@ def window(length: int, wanted: int, generator: random.Random | None) -> NDArray
 class Transform(Protocol):
     """From a decoded picture (and label map) to pixels of the model's size; random in (epoch, index) only."""
 
-    def __call__(
-        self, picture: Any, label_map: LabelMap | None, epoch: int, index: int
-    ) -> tuple[Pixels, LabelMap | None]: ...
+    def __call__(self, picture: Any, label_map: Any, epoch: int, index: int) -> tuple[Pixels, LabelMap | None]: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +291,10 @@ def check_augment(augment: Augment, *, with_label_maps: bool, with_objects: bool
         )
     if not with_objects and augment in WITH_OBJECTS[2:]:
         raise UserError(f"data.augment={augment!r} is for task=detection only; use none, flip or crop")
+    if augment == "scale_jitter" and not with_label_maps:
+        raise UserError("data.augment='scale_jitter' is for task=segmentation only; use none, flip or crop")
     if with_label_maps and augment in PICTURE_ONLY:
         raise UserError(
             f"data.augment={augment!r} changes pictures only and is not meant for label maps; "
-            "for task=segmentation use none, flip or crop"
+            "for task=segmentation use none, flip or crop, with pictures of any size also scale_jitter"
         )

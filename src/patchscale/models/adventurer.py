@@ -150,7 +150,7 @@ class Adventurer(nn.Module):
         return self.forward_intermediates(images, ())[0]
 
     def forward_intermediates(self, images: Tensor, indices: Sequence[int]) -> tuple[Tensor, list[Tensor]]:
-        """The tokens of `forward_features`, and the tokens [B, N+1, D] behind each block of `indices`, not normalised."""
+        """The tokens of `forward_features`, and those [B, N+1, D] behind each block of `indices`, not normalised."""
         x = torch.cat([self.patch_embed(images), self.cls_token.expand(len(images), -1, -1)], dim=1)
         x = self.pos_drop(x + self.positions())
         behind = []
