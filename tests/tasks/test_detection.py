@@ -321,3 +321,17 @@ def test_the_cascade_finds_boxes_at_least_as_exactly(tmp_path):
         ap75[head] = np.mean(found)
         print(head, found)
     assert ap75["cascade_mask_rcnn_nano"] >= ap75["mask_rcnn_nano"] > 0.1
+
+
+def test_a_run_starts_from_a_classifier_of_another_patch_size(tmp_path):
+    classifier = build_config(config_of().to_dict(), ["task=classification", "head=null", "training.steps=2"])
+    first = RunDirectory.create(tmp_path, "first", classifier)
+    run_training(first)
+    weights = first.checkpoint_dir / "model.safetensors"
+    start = [f"training.init_from={weights}", "model.patch_size=4", "training.steps=1", "training.learning_rate=1e-30"]
+    run = RunDirectory.create(tmp_path, "second", build_config(config_of("linear").to_dict(), start))
+    run_training(run)
+    assert "patch_embed.proj.weight" in (run.path / "log.txt").read_text()
+    before, after = load_file(weights, classifier).task, load_file(run.checkpoint_dir / weights.name, run.config()).task
+    for name, value in before.backbone.blocks.state_dict().items():
+        torch.testing.assert_close(after.backbone.blocks.state_dict()[name], value, rtol=0, atol=1e-6)
