@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 SHOWN = (
     "study",
     "model",
+    "head",
     "img_size",
     "patch_size",
     "tokens",
@@ -25,7 +26,7 @@ SHOWN = (
     "flops_train_total",
     "wall_time_s",
 )
-"""Columns of the table when none are asked for."""
+"""Columns of the table when none are asked for; `head` only where one is more than linear."""
 
 
 def runs(
@@ -105,7 +106,10 @@ def runs(
         _print_csv(records, names or list(table.columns))
     else:
         # A column that is the same for all, such as the only study, is kept: it answers "which?".
-        print_table([_readable(row, names or SHOWN) for row in records], columns=names or SHOWN)
+        if not names:
+            headed = any(row["head"] not in (None, "linear") for row in records)
+            names = [name for name in SHOWN if name != "head" or headed]
+        print_table([_readable(row, names) for row in records], columns=names)
         if not records:
             print(f"no runs in {path}{' with ' + ', '.join(conditions) if conditions else ''}", file=sys.stderr)
     for row in records:

@@ -152,12 +152,14 @@ def _print_plan(study: "Study", runs_root: Path, device: str | None, *, json: bo
         return
     unit = _unit(max(item.flops_train_total or 0 for item in planned))
     staged = any(item.stage > 1 for item in planned)
+    headed = any(item.counts.head != "linear" for item in planned)
     rows = []
     for item, cost, each in zip(planned, costs, hours, strict=True):
         row = item.row()
         blocks = " (checkpointing)" if cost.activation_checkpointing else ""
         shown = {
             "model": row["model"],
+            **({"head": row["head"]} if headed else {}),
             "img_size": row["img_size"],
             "patch_size": row["patch_size"],
             "seed": row["seed"],
@@ -229,7 +231,9 @@ def _print_results(table: "pd.DataFrame", folder: Path, *, json: bool) -> None:
         print_json(records)
     else:
         staged = "stage" in table and (table["stage"] > 1).any()
-        names: tuple[str, ...] = ("model", "img_size", "patch_size", "tokens", "seed", *(["stage"] if staged else []))
+        headed = (table["head"].dropna() != "linear").any()
+        names: tuple[str, ...] = ("model", *(["head"] if headed else []), "img_size", "patch_size", "tokens", "seed")
+        names += ("stage",) if staged else ()
         names += ("status", "metric", "test_loss", "wall_time_s")
         print_table([{name: readable(name, row[name], row) for name in names} for row in records], columns=names)
     counts = table["status"].value_counts().to_dict()

@@ -75,6 +75,7 @@ class PlannedRun:
         return {
             "run_id": self.config.run_id,
             "model": self.config.model.name,
+            "head": self.counts.head,
             "img_size": height if height == width else f"{height}x{width}",
             "patch_size": self.config.model.patch_size,
             "seed": self.config.seed,
