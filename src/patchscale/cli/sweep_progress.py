@@ -91,13 +91,13 @@ class _Bars(_Events):
             self.overall = self.progress.add_task("all runs", total=1.0, note="")
 
     def looked(self, running: Sequence[PlannedRun]) -> None:
-        shares = {job.config.run_id: share_done(job.run) for job in running}
+        shares = {job.run_id: share_done(job.run) for job in running}
         for job in running:
-            bar = self.bars.get(job.config.run_id)
+            bar = self.bars.get(job.run_id)
             if bar is None:
                 bar = self.progress.add_task(label(job), total=1.0, note="")
-                self.bars[job.config.run_id] = bar
-            share = shares[job.config.run_id]
+                self.bars[job.run_id] = bar
+            share = shares[job.run_id]
             self.progress.update(bar, completed=share, note=percent(share, 0) if share else "starting")
         for run_id in self.bars.keys() - shares.keys():
             self.progress.remove_task(self.bars.pop(run_id))
@@ -126,8 +126,8 @@ class _TimeLeft:
 
     def plan(self, todo: Sequence[PlannedRun]) -> None:
         for job in todo:
-            self.work[job.config.run_id] = job.work
-            self.already[job.config.run_id] = share_done(job.run)
+            self.work[job.run_id] = job.work
+            self.already[job.run_id] = share_done(job.run)
 
     def start(self) -> None:
         self.started_at = self.started_at or time.monotonic()
@@ -136,11 +136,11 @@ class _TimeLeft:
         self.finished += self._part(job, 1.0)
 
     def _part(self, job: PlannedRun, share: float) -> float:
-        run_id = job.config.run_id
+        run_id = job.run_id
         return self.work[run_id] * max(0.0, share - self.already[run_id])
 
     def _done(self, running: Sequence[PlannedRun], shares: dict[str, float]) -> float:
-        return self.finished + sum(self._part(job, shares[job.config.run_id]) for job in running)
+        return self.finished + sum(self._part(job, shares[job.run_id]) for job in running)
 
     def _all(self) -> float:
         return sum(work * (1 - self.already[run_id]) for run_id, work in self.work.items())

@@ -22,7 +22,7 @@ class Ledger:
     def __init__(
         self, planned: Iterable[PlannedRun], *, resources: Sequence[ResourceRule] = (), device: str | None = None
     ) -> None:
-        self.planned = {item.config.run_id: item for item in planned}
+        self.planned = {item.run_id: item for item in planned}
         self.resources, self.device = resources, device
         self.used = {run_id: self._used(item) for run_id, item in self.planned.items()}
         """Hours of each run when it was last looked at."""
@@ -32,8 +32,8 @@ class Ledger:
     def look(self, jobs: Iterable[PlannedRun]) -> None:
         """Read again how far these runs are."""
         for job in jobs:
-            self.used[job.config.run_id] = self._used(job)
-            self.shares[job.config.run_id] = _share(job.run)
+            self.used[job.run_id] = self._used(job)
+            self.shares[job.run_id] = _share(job.run)
 
     @property
     def spent_hours(self) -> float:
@@ -42,7 +42,7 @@ class Ledger:
 
     def left_hours(self, job: PlannedRun) -> float | None:
         """What the run will still cost; None if nothing tells."""
-        left = 1 - self.shares[job.config.run_id]
+        left = 1 - self.shares[job.run_id]
         if self.device is not None and job.workload.images_seen is not None:
             hours = price(job, self.device).device_hours(job.workload.images_seen)
             return None if hours is None else hours * left

@@ -14,7 +14,7 @@ def refuse_mixed_code(planned: Sequence[PlannedRun], todo: Sequence[PlannedRun])
     now = code_version()
     curves = {item.config.settings for item in todo}
     other = {
-        item.config.run_id: version
+        item.run_id: version
         for item in planned
         if item.config.settings in curves and (version := version_of(item.run)) not in (None, now)
     }

@@ -70,7 +70,7 @@ def snapshot(folder: Path, *, device: str | None = None) -> Snapshot:
         running=[_live(item, ledger) for item in planned if item.state == "running"],
         spent_hours=ledger.spent_hours,
         left_hours=None if None in left else sum(each for each in left if each is not None),
-        share=sum(ledger.shares[item.config.run_id] * item.work for item in planned) / work,
+        share=sum(ledger.shares[item.run_id] * item.work for item in planned) / work,
         finished=len(planned) - len(open_runs),
     )
 

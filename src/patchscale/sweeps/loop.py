@@ -92,11 +92,11 @@ class _Loop:
 
     def _start(self) -> None:
         """Hand over what may start, as far as there is room."""
-        here = {job.config.identity for job in (*self.waiting, *self.executor.running)}
+        here = {job.run_id for job in (*self.waiting, *self.executor.running)}
         for job in tuple(self.waiting):
             if not self.executor.has_room(job):
                 break
-            if job.former is not None and job.former.config.identity in here:
+            if job.former is not None and job.former.run_id in here:
                 continue
             if self.rules.budget is not None and not self.rules.budget.allows(job, self.executor.running):
                 continue
@@ -117,10 +117,10 @@ class _Loop:
         self.executor.flush()
 
     def _note(self, job: PlannedRun) -> None:
-        self.attempts[job.config.run_id] = job.run.attempt()
+        self.attempts[job.run_id] = job.run.attempt()
 
     def _settle(self, job: PlannedRun, ending: Ending, *, stopping: bool) -> None:
-        verdict = judge(job.run, ending, before=self.attempts[job.config.run_id], stopping=stopping)
+        verdict = judge(job.run, ending, before=self.attempts[job.run_id], stopping=stopping)
         if verdict.state == "running":
             self.held.append(job)
             return
@@ -133,7 +133,7 @@ class _Loop:
                     replace(verdict, state="interrupted", written=verdict.written and verdict.state != "failed"),
                 )
                 self.watcher.message(
-                    f"{verdict.kind or verdict.state}: {job.config.run_id}: {verdict.message}; again, {retry.reason}"
+                    f"{verdict.kind or verdict.state}: {job.run_id}: {verdict.message}; again, {retry.reason}"
                 )
                 self.waiting.insert(0, job)
                 return
@@ -149,7 +149,7 @@ class _Loop:
         return decide(job.run, verdict, ending, processes=processes, any_trained=any_trained)
 
     def _end(self, job: PlannedRun, state: str, message: str) -> None:
-        self.ended.add(job.config.run_id)
+        self.ended.add(job.run_id)
         self.any_trained |= state == "done"
         if self.rules.budget is not None:
             self.rules.budget.ended(job)
@@ -189,7 +189,7 @@ class _Loop:
 
     def _is_awaited(self, job: PlannedRun) -> bool:
         """Whether a run that is held elsewhere is worth waiting for."""
-        if self.rules.wait or job.config.run_id in self.attempts:
+        if self.rules.wait or job.run_id in self.attempts:
             return True
         if job.former is not None and job.former in self.held:
             return self._is_awaited(job.former)

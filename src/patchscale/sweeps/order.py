@@ -24,11 +24,11 @@ def in_order(planned: Sequence["PlannedRun"], order: str) -> list["PlannedRun"]:
     if order == "cheapest-first":
         return sorted(planned, key=price_of_stages)  # a stage costs more than the one before
     if order == "longest-first":
-        last = {item.config.identity: item for item in planned}
+        last = {item.run_id: item for item in planned}
         ends = _ends_of_stages(planned)
-        return sorted(last.values(), key=lambda item: (-price_of_stages(ends[item.config.identity]), item.stage))
+        return sorted(last.values(), key=lambda item: (-price_of_stages(ends[item.run_id]), item.stage))
     if order == "widest-first":
-        return _with_stages(_widest_first([item for item in planned if item in _last_stages(planned)]))
+        return _with_stages(_widest_first(_last_stages(planned)))
     return list(planned)
 
 
@@ -45,14 +45,14 @@ def _ends_of_stages(planned: Sequence["PlannedRun"]) -> dict[str, "PlannedRun"]:
     for item in sorted(planned, key=price_of_stages, reverse=True):
         each: PlannedRun | None = item
         while each is not None:
-            ends.setdefault(each.config.identity, item)
+            ends.setdefault(each.run_id, item)
             each = each.former
     return ends
 
 
 def _last_stages(planned: Sequence["PlannedRun"]) -> list["PlannedRun"]:
-    former = {item.former.config.identity for item in planned if item.former is not None}
-    return [item for item in planned if item.config.identity not in former]
+    former = {item.former.run_id for item in planned if item.former is not None}
+    return [item for item in planned if item.run_id not in former]
 
 
 def _widest_first(runs: Sequence["PlannedRun"]) -> list["PlannedRun"]:
@@ -92,7 +92,7 @@ def _with_stages(runs: Sequence["PlannedRun"]) -> list["PlannedRun"]:
         while (former := stages[-1].former) is not None:
             stages.append(former)
         for stage in reversed(stages):
-            ordered.setdefault(stage.config.identity, stage)
+            ordered.setdefault(stage.run_id, stage)
     return list(ordered.values())
 
 

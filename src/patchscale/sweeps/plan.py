@@ -23,9 +23,9 @@ NOT_STARTABLE = ("failed", UNREADABLE, "blocked")
 """States of a run that keep the stage after it from starting."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class PlannedRun:
-    """One run of a study, priced."""
+    """One run of a study, priced. Equal to itself only: looking for one among thousands should cost nothing."""
 
     config: RunConfig
     run: RunDirectory
@@ -38,6 +38,11 @@ class PlannedRun:
     message: str | None = None
     former: "PlannedRun | None" = None
     """The stage before, whose final weights it starts from."""
+
+    @property
+    def run_id(self) -> str:
+        """The name of its directory."""
+        return self.run.path.name
 
     @property
     def stage(self) -> int:
@@ -73,7 +78,7 @@ class PlannedRun:
         """Plain values, named as in the table of runs."""
         height, width = image_height_width(self.config.model.img_size)
         return {
-            "run_id": self.config.run_id,
+            "run_id": self.run_id,
             "model": self.config.model.name,
             "head": self.counts.head,
             "img_size": height if height == width else f"{height}x{width}",
@@ -139,7 +144,7 @@ def _plan(config: RunConfig, run: RunDirectory, former: PlannedRun | None) -> Pl
     )
     state, kind, message = _state(run, config)
     if former is not None and state in ("queued", "interrupted") and former.state in NOT_STARTABLE:
-        state, message = "blocked", f"waits for {former.config.run_id}, an earlier stage, which is {former.state}"
+        state, message = "blocked", f"waits for {former.run_id}, an earlier stage, which is {former.state}"
     return PlannedRun(
         config=config,
         run=run,

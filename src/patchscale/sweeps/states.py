@@ -34,7 +34,7 @@ def current_stage(job: PlannedRun, *, retry_failed: bool, tried: Collection[str]
 
     Runs in `tried` are not retried again.
     """
-    state, message = current_state(job.run, retry_failed=retry_failed and job.config.run_id not in tried)
+    state, message = current_state(job.run, retry_failed=retry_failed and job.run_id not in tried)
     if state != "open" or job.former is None:
         return state, message
     former = job.former.run

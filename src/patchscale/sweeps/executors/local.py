@@ -76,12 +76,12 @@ class LocalExecutor:
         if self.gpus.gpus:
             gpus = self.gpus.find(self._number_of_gpus(job), self._memory(job))
             assert gpus is not None
-            self.gpus.take(job.config.run_id, gpus, self._memory(job))
+            self.gpus.take(job.run_id, gpus, self._memory(job))
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.name for gpu in gpus)
             self._limit_memory(job, gpus[0].memory_bytes)
         processes = self._resources(job).processes_per_node
         arguments = (str(job.run.path), environment, self.threads, self.options.retry_failed, processes)
-        process = self._context.Process(target=_child, args=arguments, name=job.config.run_id)
+        process = self._context.Process(target=_child, args=arguments, name=job.run_id)
         self._oom_kills = oom_kills()
         try:
             with _surroundings_of_a_child():
@@ -105,7 +105,7 @@ class LocalExecutor:
             process.join()
             exit_code = process.exitcode
             job = self._jobs.pop(process)
-            self.gpus.release(job.config.run_id)
+            self.gpus.release(job.run_id)
             self._asked.discard(process)
             process.close()
             assert exit_code is not None
@@ -141,7 +141,7 @@ class LocalExecutor:
         """What the run is predicted to take of each GPU; asked only where several share one."""
         if self.gpus.runs_per_gpu == 1:
             return 0
-        run_id = job.config.run_id
+        run_id = job.run_id
         if run_id not in self._memory_bytes:
             self._memory_bytes[run_id] = price(job, None).memory.peak_bytes
         return self._memory_bytes[run_id]

@@ -35,7 +35,7 @@ class RayExecutor:
         if find_spec("ray") is None:
             raise UserError("--executor ray needs ray: pip install 'patchscale[cluster]'")
         self.options = options
-        self.needs = {job.config.run_id: resources_of(job.config, options.resources) for job in jobs}
+        self.needs = {job.run_id: resources_of(job.config, options.resources) for job in jobs}
         if any(needs.nodes > 1 for needs in self.needs.values()):
             raise UserError("resources: a task of Ray is on one node; runs of several nodes are for --executor slurm")
         self.workers = min(options.workers or MOST_TASKS, len(jobs))
@@ -56,13 +56,13 @@ class RayExecutor:
         return len(self._tasks) < self.workers
 
     def start(self, job: PlannedRun) -> None:
-        needs = self.needs[job.config.run_id]
+        needs = self.needs[job.run_id]
         environment = {name: value for name, value in os.environ.items() if name in PASSED_ON}
         task = self._task.options(
             num_cpus=needs.cpus or 1,
             num_gpus=self._gpus(job, needs),
             memory=None if needs.memory_gib is None else int(needs.memory_gib * 2**30),
-            name=job.config.run_id,
+            name=job.run_id,
         ).remote(str(job.run.path.resolve()), needs.processes_per_node, environment)
         self._tasks[task] = job
 
