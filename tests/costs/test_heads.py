@@ -318,6 +318,8 @@ def test_the_heads_of_every_task():
         ("linear", "classification"),
         ("linear", "segmentation"),
         ("upernet", "segmentation"),
+        ("upernet_192", "segmentation"),
+        ("upernet_nano", "segmentation"),
         ("linear", "detection"),
         ("mask_rcnn", "detection"),
         ("cascade_mask_rcnn", "detection"),

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 
 from patchscale.config import RunConfig
 from patchscale.errors import UserError
+from patchscale.recipes.ade20k import ADE20K, ade20k
 from patchscale.recipes.adventurer import ADVENTURER, adventurer, adventurer_stages
 from patchscale.recipes.coco import COCO, coco
 from patchscale.recipes.deit import DEIT, deit
@@ -20,6 +21,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
     "fashion-mnist": fashion_mnist,
     "fashion-mnist-adventurer": fashion_mnist_adventurer,
     "scenes-segmentation": scenes_segmentation,
+    **ADE20K,
     **ADVENTURER,
     **COCO,
     **DEIT,
@@ -28,6 +30,7 @@ RECIPES: dict[str, Callable[[], RunConfig]] = {
 
 __all__ = [
     "RECIPES",
+    "ade20k",
     "adventurer",
     "adventurer_stages",
     "coco",
