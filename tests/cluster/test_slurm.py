@@ -38,12 +38,12 @@ study: taken-away
 base:
   model: {name: vit_test, img_size: 16}
   data: {name: scenes, train_images: 32, val_images: 8, test_images: 8}
-  training: {steps: 4000, batch_size: 4, num_validations: 1}
+  training: {steps: 25000, batch_size: 4, num_validations: 1}
   execution: {device: cpu, num_threads: 1, checkpoint_every_s: 600}
 grid: {patch_size: [16, 8]}
 resources:
   - {cpus: 1, time_h: 1}
-  - {where: {patch_size: 8}, time_h: 0.0167, slurm: {signal_delay_s: 45}}
+  - {where: {patch_size: 8}, time_h: 0.0167, slurm: {signal_delay_s: 25}}
 """
 
 
