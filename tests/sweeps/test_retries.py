@@ -11,7 +11,7 @@ from patchscale.files import write_json
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.executors.base import Ending
 from patchscale.sweeps.resources import resources_of
-from patchscale.sweeps.retries import FRUITLESS, FRUITLESS_KILLS, decide, forget, with_retries
+from patchscale.sweeps.retries import FRUITLESS, FRUITLESS_KILLS, decide, forget, reconsider, with_retries
 from patchscale.sweeps.runner import run_study
 from patchscale.sweeps.states import Verdict, judge, write_down
 
@@ -73,6 +73,19 @@ def test_memory_goes_on_from_what_training_had_chosen(run):
     assert run.config().execution.micro_batch_size == 2
     after(run, verdict("out_of_memory"), Ending(exit_code=1))
     assert run.config().execution.micro_batch_size == 1
+
+
+def test_a_run_that_ran_out_of_memory_while_no_sweep_looked_is_tried_again(run):
+    short = Verdict(state="failed", kind="out_of_memory", message="no memory")
+    for _ in range(4):
+        run.write_status("failed", kind="out_of_memory", message="no memory")
+        assert reconsider(run, short, processes=1)
+        assert run.status()["state"] == "interrupted"
+    run.write_status("failed", kind="out_of_memory", message="no memory")
+    assert not reconsider(run, short, processes=1), "nothing is left to try"
+    assert run.status()["state"] == "failed"
+    forget(run)
+    assert not reconsider(run, Verdict(state="failed", kind="non_finite"), processes=1)
 
 
 def test_a_model_that_needs_its_whole_batch_is_not_split(run):

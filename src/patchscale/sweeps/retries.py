@@ -14,7 +14,7 @@ Counts are in `retries.json` of the run directory, so that they hold for whoever
 
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from patchscale.config import RunConfig, build_config
@@ -22,11 +22,13 @@ from patchscale.errors import UserError
 from patchscale.files import write_text
 from patchscale.runs.record import RunBusy, RunDirectory
 from patchscale.sweeps.executors.base import Ending
-from patchscale.sweeps.states import Verdict
+from patchscale.sweeps.states import Verdict, write_down
 
 FRUITLESS = 10
 FRUITLESS_KILLS = 3
 FRUITLESS_CRASHES = 2
+RETRIED_LATER = ("out_of_memory", "hung_rank")
+"""Failures that a run writes down itself, perhaps while the sweep is dead, and that another try may mend."""
 FILE = "retries.json"
 
 
@@ -46,6 +48,23 @@ def decide(run: RunDirectory, verdict: Verdict, ending: Ending, *, processes: in
         return Retry(again=False) if ending.cancelled else _again(run, "preempted", FRUITLESS)
     if verdict.state != "failed":
         return Retry(again=False)
+    retry = _after_failure(run, verdict, ending, processes=processes, any_trained=any_trained)
+    if not retry.again and verdict.kind in RETRIED_LATER:
+        run.write_json(FILE, (run.read_json(FILE) or {}) | {"given_up": True})
+    return retry
+
+
+def reconsider(run: RunDirectory, verdict: Verdict, *, processes: int) -> bool:
+    """Whether a run that failed while no sweep looked is tried again; it is open then."""
+    if verdict.kind not in RETRIED_LATER or "given_up" in (run.read_json(FILE) or {}) or run.is_locked():
+        return False
+    if not decide(run, verdict, Ending(exit_code=1), processes=processes, any_trained=True).again:
+        return False
+    write_down(run, replace(verdict, state="interrupted", written=False))
+    return True
+
+
+def _after_failure(run: RunDirectory, verdict: Verdict, ending: Ending, *, processes: int, any_trained: bool) -> Retry:
     kind = verdict.kind
     if kind == "out_of_memory":
         if ending.exit_code is not None and ending.exit_code < 0 and not ending.out_of_memory:

@@ -17,7 +17,9 @@ from patchscale.sweeps.executors import EXECUTORS
 from patchscale.sweeps.executors.base import Options
 from patchscale.sweeps.loop import Rules, carry_out
 from patchscale.sweeps.plan import PlannedRun, plan_study
-from patchscale.sweeps.retries import forget, with_retries
+from patchscale.sweeps.resources import resources_of
+from patchscale.sweeps.retries import forget, reconsider, with_retries
+from patchscale.sweeps.states import Verdict
 from patchscale.sweeps.study import Study
 from patchscale.sweeps.watch import SweepWatcher
 
@@ -59,6 +61,8 @@ def run_study(
     watcher = progress or SweepWatcher()
     runs_root = Path(runs_root)
     planned = plan_study(study, runs_root)
+    if [item for item in planned if _reconsidered(item, study)]:  # all of them
+        planned = plan_study(study, runs_root)
     todo = [item for item in planned if item.is_open(retry_failed=retry_failed)]
     if not mix_code:
         refuse_mixed_code(planned, todo)
@@ -91,6 +95,14 @@ def run_study(
         )
         carry_out(todo, EXECUTORS[executor](todo, options), watcher=watcher, rules=rules)
     return runs_table(item.run.path for item in planned)
+
+
+def _reconsidered(item: PlannedRun, study: Study) -> bool:
+    if item.state != "failed":
+        return False
+    needs = resources_of(item.config, study.resources)
+    verdict = Verdict(state="failed", kind=item.failure_kind, message=item.message or "")
+    return reconsider(item.run, verdict, processes=needs.nodes * needs.processes_per_node)
 
 
 def _refuse_missing_folders(todo: Sequence[PlannedRun]) -> None:
