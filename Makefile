@@ -59,9 +59,11 @@ test-slow: $(VENV)/.dev $(VENV)/.bench
 test-gpu: $(VENV)/.dev
 	$(BIN)/pytest -m gpu
 
+# What starting a run takes is measured while nothing else runs.
 test-cluster: $(VENV)/.dev $(VENV)/.cluster
 	tools/install-slurm
-	$(BIN)/pytest -m cluster -n 0 --timeout 1500
+	$(BIN)/pytest -m cluster -s tests/cluster/test_local.py
+	$(BIN)/pytest -m cluster -n 2 --ignore tests/cluster/test_local.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
