@@ -114,7 +114,8 @@ class SlurmExecutor:
             ending = _ending(state)
             if ending is not None:
                 self._asked.discard(number)
-                yield self._jobs.pop(number), ending
+                job = self._jobs.pop(number)
+                yield job, Ending(exit_code=_exit_code(job.run, number)) if state == "COMPLETED" else ending
 
     def stop(self, received: signal.Signals) -> bool:
         for job in self._handed_over:
@@ -199,7 +200,10 @@ class RunAsJob:
             job=f"{job}.{restarts}",
         )
         self.process = start(Path(path), command)
-        return wait(self.process, Path(path))
+        exit_code = wait(self.process, Path(path))
+        if exit_code < 0:  # of a signal; its word is not in status.json, so tell the sweep
+            RunDirectory(Path(path)).write_json("exit.json", {"number": _own_number(), "exit_code": exit_code})
+        return exit_code
 
     def checkpoint(self, path: str) -> Any:
         """Called by submitit when the job is preempted or its time is nearly over: save, then be queued again."""
@@ -285,6 +289,19 @@ def _number_of(run: RunDirectory) -> str | None:
         if job is not None and job.get("executor") == "slurm":
             return str(job["number"])
     return None
+
+
+def _exit_code(run: RunDirectory, number: str) -> int | None:
+    """The signal that the process of this job died of, negative; None if it died of none."""
+    with suppress(UserError):
+        told = run.read_json("exit.json") or {}
+        return told["exit_code"] if told.get("number") == number else None
+    return None
+
+
+def _own_number() -> str:
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
 
 
 def _first_host() -> str:
