@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -125,9 +126,17 @@ def test_loader_processes_die_with_a_killed_run(make_run):
     run = make_run(*VIT, "training.steps=200", "execution.num_workers=2")
     process = start(run)
     wait_until(lambda: step_of(run) >= 1)
+    loaders = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    assert loaders
     assert kill(process)
-    with run.lock():  # a loader that lived on would hold it
-        pass
+    wait_until(lambda: not any(map(lives, loaders)))
+
+
+def lives(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
 
 
 def test_a_run_does_not_go_on_with_other_images(make_run, tmp_path):
