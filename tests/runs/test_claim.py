@@ -142,3 +142,22 @@ def test_a_folder_that_cannot_be_written_raises(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match=r"File exists|Not a directory"):
         take_claim(Path(tmp_path / "file"))
+
+
+@pytest.mark.skipif(
+    subprocess.call(["unshare", "--pid", "--fork", "true"], stderr=subprocess.DEVNULL) != 0,
+    reason="may not make a namespace of processes",
+)
+def test_a_process_in_another_container_is_judged_by_its_beats(tmp_path):
+    """It runs on this machine, but its number means nothing here."""
+    inside = ["unshare", "--pid", "--fork", "--kill-child", "--mount-proc", sys.executable, "-c", COMPETITOR]
+    process = subprocess.Popen([*inside, str(tmp_path), "0"], stdout=subprocess.PIPE, text=True)
+    assert first_line(process) == "1"
+    assert not holder(tmp_path).is_here
+    assert take_claim(tmp_path) is None
+    process.kill()
+    process.wait()
+    assert take_claim(tmp_path) is None, "nobody here can tell yet"
+    beat = tmp_path / "000001.beat"
+    os.utime(beat, (time.time() - 100,) * 2)
+    assert take_claim(tmp_path).number == 2
