@@ -66,9 +66,9 @@ class _Loop:
 
     def run(self, stop: StopRequests) -> None:
         adopted = self.executor.adopt(self.waiting)
-        for job in adopted:
+        for job, attempts in adopted.items():
             self.waiting.remove(job)
-            self._note(job)
+            self.attempts[job.run_id] = attempts
         if adopted:
             self.watcher.message(f"{len(adopted)} runs are on their way already, from a sweep before")
         while True:
@@ -109,15 +109,12 @@ class _Loop:
             if state == "running":
                 self.held.append(job)
             elif state == "open":
-                self._note(job)
+                self.attempts[job.run_id] = job.run.attempt()
                 self.executor.start(job)
                 self.watcher.started(job, self.executor.workers)
             else:  # another sweep has carried it out since it was planned
                 self._end(job, state, message)
         self.executor.flush()
-
-    def _note(self, job: PlannedRun) -> None:
-        self.attempts[job.run_id] = job.run.attempt()
 
     def _settle(self, job: PlannedRun, ending: Ending, *, stopping: bool) -> None:
         verdict = judge(job.run, ending, before=self.attempts[job.run_id], stopping=stopping)

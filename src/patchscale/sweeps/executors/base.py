@@ -54,8 +54,11 @@ class Executor(Protocol):
     def running(self) -> Collection[PlannedRun]:
         """Runs that were handed over and have not ended."""
 
-    def adopt(self, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        """Those of `jobs` that an earlier sweep has handed over and that are still on their way; they are `running`."""
+    def adopt(self, jobs: Sequence[PlannedRun]) -> dict[PlannedRun, int]:
+        """Those of `jobs` that an earlier sweep has handed over and that are still on their way; they are `running`.
+
+        With each, how often it had been claimed (`RunDirectory.attempt`) when it was handed over.
+        """
 
     def has_room(self, job: PlannedRun) -> bool:
         """Whether the run can be handed over now."""

@@ -63,8 +63,8 @@ class LocalExecutor:
     def running(self) -> Collection[PlannedRun]:
         return self._jobs.values()
 
-    def adopt(self, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        return []  # nothing outlives a sweep on this machine
+    def adopt(self, jobs: Sequence[PlannedRun]) -> dict[PlannedRun, int]:
+        return {}  # nothing outlives a sweep on this machine
 
     def has_room(self, job: PlannedRun) -> bool:
         if len(self._jobs) >= self.workers:

@@ -49,8 +49,8 @@ class RayExecutor:
     def running(self) -> Collection[PlannedRun]:
         return self._tasks.values()
 
-    def adopt(self, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
-        return []  # tasks end with the sweep that started them
+    def adopt(self, jobs: Sequence[PlannedRun]) -> dict[PlannedRun, int]:
+        return {}  # tasks end with the sweep that started them
 
     def has_room(self, job: PlannedRun) -> bool:
         return len(self._tasks) < self.workers

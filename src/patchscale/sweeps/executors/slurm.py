@@ -69,19 +69,18 @@ class SlurmExecutor:
         self._unknown: dict[str, int] = {}
         self._looked = self._submitted = 0.0
         self._asked: set[str] = set()
-        self._left: list[tuple[PlannedRun, Ending]] = []
 
     @property
     def running(self) -> Collection[PlannedRun]:
         return [*self._jobs.values(), *self._handed_over]
 
-    def adopt(self, jobs: Sequence[PlannedRun]) -> list[PlannedRun]:
+    def adopt(self, jobs: Sequence[PlannedRun]) -> dict[PlannedRun, int]:
         known = {number: job for job in jobs if (number := _number_of(job.run)) is not None}
         queued = squeue() if known else {}
         if queued is None:
             raise UserError("Slurm does not answer squeue, so that jobs of an earlier sweep cannot be found; try again")
         self._jobs = {number: job for number, job in known.items() if number in queued}
-        return list(self._jobs.values())
+        return {job: (job.run.read_json("job.json") or {}).get("attempt", 0) for job in self._jobs.values()}
 
     def has_room(self, job: PlannedRun) -> bool:
         return len(self.running) < self.workers
@@ -97,16 +96,15 @@ class SlurmExecutor:
         for job in self._handed_over:
             groups.setdefault(repr(self._resources(job)), []).append(job)
         for group in groups.values():
+            attempts = {job: job.run.attempt() for job in group}
             numbers = self._submit(group)
             for job, number in zip(group, numbers, strict=False):  # none, if Slurm takes no jobs now
-                job.run.write_json("job.json", {"executor": "slurm", "number": number})
+                job.run.write_json("job.json", {"executor": "slurm", "number": number, "attempt": attempts[job]})
                 self._jobs[number] = job
                 self._handed_over.remove(job)
 
     def ended(self, *, timeout_s: float) -> Iterator[tuple[PlannedRun, Ending]]:
         time.sleep(timeout_s)
-        yield from self._left
-        self._left = []
         if not self._jobs or time.monotonic() - self._looked < POLL_S:
             return
         self._looked = time.monotonic()
@@ -118,8 +116,6 @@ class SlurmExecutor:
                 yield job, Ending(exit_code=_exit_code(job.run, number)) if state == "COMPLETED" else ending
 
     def stop(self, received: signal.Signals) -> bool:
-        for job in self._handed_over:
-            self._left.append((job, Ending(lost="not submitted")))
         self._handed_over = []
         if received == signal.SIGTERM:  # the jobs go on; the next sweep finds them
             self._jobs = {}
