@@ -2,7 +2,7 @@
 
 The paper gives AdamW, learning rate 5e-5, weight decay 0.01, batch 16, 160,000 iterations, and a start from a
 classifier. It says nothing of crop, schedule, stochastic depth or test protocol. Ours: 512 px; 1,500 steps of warm-up,
-then cosine to 0; drop path 0.1; the usual scale jitter; sliding windows, two thirds of one from each to the next, at one
+then cosine to 0; drop path 0.1; the usual scale jitter; sliding windows, overlapping by a third, at one
 scale, on the original masks. UPerNet has 192 channels, which gives the paper's count of parameters
 (`patchscale.head_shapes.UperNetShape`).
 """

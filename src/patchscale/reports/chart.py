@@ -49,7 +49,8 @@ class Chart:
 
     `points` has a row per run: the two axis columns, series (a label), used (whether the law saw it), breaks_trend (it
     gets a ring), tooltip, and optionally note (text printed above it). `curves` has series, kind ("law": a fitted curve
-    with its interval; "mean": straight lines between means, no law), the axis columns, low and high.
+    with its interval; "mean": straight lines between means, no law, perhaps with intervals), the axis columns, low and
+    high.
     """
 
     name: str

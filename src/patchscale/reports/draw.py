@@ -102,7 +102,7 @@ def _draw_curve(axes: "Axes", chart: Chart, index: int) -> None:
     far = 10 * (top - bottom)  # where an interval without an end is drawn to: out of sight
     for kind, part in chart.curve_of(chart.series[index]).groupby("kind"):
         is_law = kind == "law"
-        if is_law:
+        if is_law or part["low"].notna().any():
             band = axes.fill_between(
                 part[x].to_numpy(float),
                 part["low"].clip(lower=bottom - far).to_numpy(float),

@@ -14,8 +14,19 @@ import pandas as pd
 
 from patchscale.reports.chart import Axis, Chart, Series
 from patchscale.reports.curves import Curve, TargetName, collect_curves, short_labels, target_values
+from patchscale.reports.decoders import decoder_charts
 from patchscale.reports.palette import assign_styles
-from patchscale.reports.words import duration, integer, listed, missing, number, percent, plain, scientific
+from patchscale.reports.words import (
+    METRIC_NAMES,
+    duration,
+    integer,
+    listed,
+    missing,
+    number,
+    percent,
+    plain,
+    scientific,
+)
 
 if TYPE_CHECKING:
     from patchscale.laws.fit import Fit
@@ -27,7 +38,6 @@ MAX_CURVES = 8
 MAX_TOKEN_ROWS = 3
 GRID_PER_OCTAVE = 6
 """Vertices of a drawn law per halving of the patch."""
-METRIC_NAMES = {"top1": "Top-1 accuracy", "mIoU": "Mean IoU", "box AP": "Box AP", "mask AP": "Mask AP"}
 PRICES = {
     "flops_train_total": ("training FLOPs", "training FLOPs (2 × MACs), log scale"),
     "wall_time_s": ("training time", "training wall time in seconds, log scale"),
@@ -35,11 +45,11 @@ PRICES = {
 
 
 def report_charts(runs: pd.DataFrame, fits: "Sequence[Fit]" = (), *, target: TargetName | None = None) -> list[Chart]:
-    """All figures of a report: quality against patch size (the fitted quantity first), then its price.
+    """All figures of a report: quality against patch size (the fitted quantity first), its price, what decoders add.
 
     A quantity that the table lacks has no figure. `target` defaults to that of the fits, else the loss.
     """
-    return charts_of(collect_curves(runs, fits), target or main_target(runs, fits))
+    return [*charts_of(collect_curves(runs, fits), target or main_target(runs, fits)), *decoder_charts(runs)]
 
 
 def main_target(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> TargetName:

@@ -16,6 +16,7 @@ from patchscale.reports import tables
 from patchscale.reports.answer import MEANINGS, law_sentences, lede, quantity_name, verdict
 from patchscale.reports.chart import Chart
 from patchscale.reports.curves import Curve, TargetName, collect_curves, finished
+from patchscale.reports.decoders import decoder_charts
 from patchscale.reports.figures import charts_of, main_target
 from patchscale.reports.notices import notices
 from patchscale.reports.page import data_uri, render_page, tied
@@ -56,7 +57,7 @@ def render_report(
     """The text of the report; see `write_report`."""
     target = target or main_target(runs, fits)
     curves = collect_curves(runs, fits)
-    charts = charts_of(curves, target)
+    charts = [*charts_of(curves, target), *decoder_charts(runs)]
     all_runs, same = tables.runs_table(runs)
     laws = [curve for curve in curves if target in curve.fits]
     quantity = quantity_name(target, curves)

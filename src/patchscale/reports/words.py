@@ -3,6 +3,13 @@
 import math
 from typing import Any
 
+METRIC_NAMES = {
+    "top1": "Top-1 accuracy",
+    "mIoU": "Mean IoU",
+    "box_ap": "Box AP",
+    "box AP": "Box AP",
+    "mask AP": "Mask AP",
+}
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
