@@ -3,7 +3,7 @@
     python benchmarks/coverage.py [--simulations 500] [--processes 2] [--designs NAME...] [--output FILE]
 
 Every design of `coverage_designs.py` is simulated, fitted and asked. Fits are those of `patchscale.fit_law` without its
-checks and hold-outs: the same search (with fewer scattered starts), the same choice between profile and wild
+checks and hold-outs: the same search (with fewer scattered starts), the same choice between profile and
 bootstrap, the same clusters. Bootstraps have 299 draws instead of 1,000.
 
 Finished simulations are kept in --partial and not repeated, so that a run can be ended and continued. Take another
@@ -132,17 +132,12 @@ def asked(design: Simulated, table: pd.DataFrame, *, draws: int, seed: int) -> d
     clusters, words = clusters_of(table, options)
     solution = solve(problem, starts=STARTS)
     drawn = Bootstrap.of(problem, solution, clusters=clusters, clustered_by=words, draws=draws, level=LEVEL, seed=seed)
-
-    def value(table: pd.DataFrame) -> Array:
-        return law.basis(solution.exponents[None], scaled.axes(table))[0][None] @ solution.amplitudes
-
-    low, high = np.exp(drawn.ends(np.log(drawn.draws(scaled.axes(places))), np.log(value(places)[0])))
-    decided = design.decide(lambda t: drawn.draws(scaled.axes(t)))[:, None]
-    best_low, best_high = drawn.ends(decided, design.decide(value))
+    low, high = percentiles(drawn.draws(scaled.axes(places)), LEVEL)
+    decided = percentiles(design.decide(lambda t: drawn.draws(scaled.axes(t))), LEVEL)
     return drawn.intervals() | {
         "inside": Interval(low[0], high[0]),
         "outside": Interval(low[1], high[1]),
-        "decision": Interval(best_low[0], best_high[0]),
+        "decision": Interval(*map(float, decided)),
     }
 
 

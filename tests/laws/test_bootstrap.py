@@ -1,69 +1,105 @@
-"""Degrees of freedom of intervals, and what they come to where the truth is known."""
+"""The noise that bootstrap draws add: its size, its share that clusters have in common, and how well both are known."""
+
+from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import f as f_distribution
 
-from patchscale.laws.bootstrap import Freedom, by_cluster, percentiles
+from patchscale import fit_law
+from patchscale.laws.bootstrap import directions_of, noise, percentiles, residuals_of
 
-
-def freedom_of(directions, clusters, *, draws=400):
-    """Freedom of a linear fit with equal noise, its residuals enlarged as CR2 does."""
-    shares = []
-    for cluster in range(clusters.max() + 1):
-        own = directions[clusters == cluster]
-        values, vectors = np.linalg.eigh(np.eye(len(own)) - own @ own.T)
-        shares.append(vectors @ np.diag(values**-0.5) @ vectors.T)
-    moves = np.random.default_rng(0).normal(size=(draws, len(clusters)))
-    return Freedom(directions, clusters, shares, moves @ directions), moves
+LAW = "additive:params_backbone"
+CURVES, ROWS = 30, 8
 
 
-@pytest.mark.parametrize(("clusters", "each"), [(6, 1), (6, 4), (30, 1), (12, 7)])
-def test_a_mean_of_equal_clusters_has_one_degree_of_freedom_less_than_clusters(clusters, each):
-    """The t test of a mean, row by row or by cluster means."""
-    numbers = np.repeat(np.arange(clusters), each)
-    mean = np.full((len(numbers), 1), len(numbers) ** -0.5)
-    freedom, moves = freedom_of(mean, numbers)
-    assert freedom.of(moves @ mean) == pytest.approx([clusters - 1])
+def table(*, own, common, curves=CURVES, rows=ROWS, rng=0):
+    """Curves of runs on E + A N^-0.4, off by `own` each and by `common` as a whole."""
+    random = np.random.default_rng(rng)
+    N = np.geomspace(1e6, 1e9, rows)
+    law = 1.5 + 400 * N**-0.4
+    return pd.concat(
+        pd.DataFrame(
+            {
+                "img_size": 16 * (curve + 1),
+                "params_backbone": N,
+                "test_loss": law * np.exp(common * random.normal() + own * random.normal(size=rows)),
+            }
+        )
+        for curve in range(curves)
+    )
 
 
-def test_degrees_of_freedom_are_those_of_the_quadratic_form():
-    """Against the matrices written out, for quantities that rest on many rows, on few, and on one cluster."""
-    rng = np.random.default_rng(1)
-    numbers = rng.permutation(np.repeat(np.arange(7), [2, 3, 3, 4, 5, 6, 7]))
-    directions, _ = np.linalg.qr(rng.normal(size=(30, 4)))
-    freedom, _ = freedom_of(directions, numbers)
-    slopes = rng.normal(size=(4, 5))
-    expected = []
-    spared = np.eye(30) - directions @ directions.T
-    for column in (directions @ slopes).T:
-        sums = np.zeros((7, 30))
-        for cluster, share in enumerate(freedom.shares):
-            own = numbers == cluster
-            sums[cluster, own] = share @ column[own]
-        covariance = sums @ spared @ sums.T
-        expected.append(np.trace(covariance) ** 2 / np.trace(covariance @ covariance))
-    assert freedom.of(freedom.scores @ slopes) == pytest.approx(expected)
-    assert min(expected) < 6
+def fitted(runs, **options):
+    return fit_law(runs, form=LAW, target="loss", cluster_by=["img_size"], allow_mixed=True, **options)
 
 
-def test_a_spread_is_never_known_to_less_than_one_degree_of_freedom():
-    """A direction that one row of its own decides: nothing is left to read its spread from."""
-    directions = np.zeros((8, 2))
-    directions[0, 0], directions[1:, 1] = np.sqrt(0.999), 7**-0.5
-    directions[1:, 0] = 0
-    directions[1, 0] = np.sqrt(0.001)
-    directions, _ = np.linalg.qr(directions)
-    freedom, moves = freedom_of(directions, np.arange(8))
-    found = freedom.of(moves @ directions[:, :1])
-    assert (found >= 1).all()
-    assert found[0] < 2
-    assert np.isfinite(freedom.of(np.zeros((400, 1)))).all()
+def parts(fit, clusters, *, draws=2000):
+    """Mean square of what the draws' noise has in clusters, and of what rows have of their own."""
+    law = fit.problem.model(fit.solution.exponents, fit.solution.amplitudes)
+    moves, shared = noise(fit.problem, fit.solution, law, clusters, draws=draws, seed=0)
+    count = clusters.max() + 1
+    means = np.stack([moves[:, clusters == cluster].mean(axis=1) for cluster in range(count)], axis=1)
+    own = ((moves - means[:, clusters]) ** 2).sum(axis=1) / (len(clusters) - count)
+    return means.var(axis=1, ddof=1).mean() - own.mean() / ROWS, own.mean(), shared
 
 
-def test_rows_of_clusters_stay_where_they_are():
-    columns = np.arange(12.0).reshape(6, 2)
-    doubled = by_cluster([np.eye(3), 2 * np.eye(3)], columns, np.array([0, 1, 0, 1, 1, 0]))
-    np.testing.assert_array_equal(doubled, columns * np.array([1, 2, 1, 2, 2, 1])[:, None])
+@pytest.mark.parametrize(("own", "common"), [(0.01, 0.0), (0.01, 0.01), (0.01, 0.03)])
+def test_draws_scatter_as_the_runs_do(own, common):
+    fit = fitted(table(own=own, common=common))
+    clusters = (fit.rows["img_size"].to_numpy() // 16 - 1).astype(int)
+    in_curves, in_rows, shared = parts(fit, clusters)
+    assert np.sqrt(in_rows) == pytest.approx(own, rel=0.1)
+    assert np.sqrt(max(in_curves, 0)) == pytest.approx(common, rel=0.25, abs=0.004)
+    assert shared == pytest.approx(common**2 / (common**2 + own**2), abs=0.1)
+    assert fit.bootstrap.shared == pytest.approx(shared, abs=0.03)
+
+
+def test_the_likelihood_is_that_of_the_residuals_the_fit_leaves():
+    """The mean share against the density of the residuals written out with whole matrices."""
+    fit = fitted(table(own=0.01, common=0.01, curves=6, rng=3))
+    clusters = (fit.rows["img_size"].to_numpy() // 16 - 1).astype(int)
+    law = fit.problem.model(fit.solution.exponents, fit.solution.amplitudes)
+    directions = directions_of(fit.problem, fit.solution)
+    free = np.linalg.svd(directions)[0][:, directions.shape[1] :]
+    left = free.T @ residuals_of(fit.problem, law)
+    together = free.T @ (clusters[:, None] == clusters) @ free
+    grid = (np.arange(400) + 0.5) / 400
+    log = []
+    for share in grid:
+        covariance = (1 - share) * np.eye(len(left)) + share * together
+        _, log_volume = np.linalg.slogdet(covariance)
+        log.append(-0.5 * log_volume - len(left) / 2 * np.log(left @ np.linalg.solve(covariance, left)))
+    weight = np.exp(np.array(log) - max(log))
+    _, shared = noise(fit.problem, fit.solution, law, clusters, draws=40_000, seed=0)
+    assert shared == pytest.approx(weight @ grid / weight.sum(), abs=0.005)
+    assert 0.1 < shared < 0.9
+
+
+def test_rows_of_their_own_have_the_variance_of_least_squares():
+    """Without clusters the mean square of a draw is to that of the residuals as F says, which makes t of estimates."""
+    fit = fit_law(table(own=0.01, common=0, curves=2), form=LAW, target="loss", allow_mixed=True, cluster_by=[])
+    law = fit.problem.model(fit.solution.exponents, fit.solution.amplitudes)
+    rows = np.arange(fit.problem.num_points)
+    moves, shared = noise(fit.problem, fit.solution, law, rows, draws=20_000, seed=0)
+    assert shared == 0
+    size = (moves**2).mean(axis=1)
+    for level in (0.1, 0.5, 0.9):
+        expected = fit.objective / fit.dof * f_distribution.ppf(level, fit.problem.num_points, fit.dof)
+        assert np.quantile(size, level) == pytest.approx(expected, rel=0.03)
+
+
+def test_stated_noise_is_a_floor():
+    """Runs that agree better than their stated noise do not narrow the intervals below it."""
+    runs = table(own=0.001, common=0).assign(noise=0.02)
+    fit = fitted(runs, noise="noise")
+    law = fit.problem.model(fit.solution.exponents, fit.solution.amplitudes)
+    rows = np.arange(fit.problem.num_points)
+    moves, _ = noise(fit.problem, fit.solution, law, rows, draws=500, seed=0)
+    assert moves.std() == pytest.approx(1, rel=0.02)
+    freed = noise(replace(fit.problem, relative=True), fit.solution, law, rows, draws=500, seed=0)[0]
+    assert freed.std() < 0.2
 
 
 def test_percentiles_of_few_draws_hold_what_they_say():

@@ -54,16 +54,10 @@ def test_ties_are_those_of_paired_draws(made, joint_fit):
     assert set(made.alternatives.index) <= set(made.candidates.index)
 
 
-def as_they_are(values, at):
-    return values
-
-
 def test_what_two_configurations_share_cancels():
     """Two differ by 0.01 exactly, under a common error ten times as large: not tied, though intervals overlap."""
     common = np.random.default_rng(0).normal(scale=0.1, size=2000)
-    found = compare(
-        np.stack([common, common + 0.01], axis=1), np.array([0, 0.01]), 0, stretched=as_they_are, level=0.95
-    )
+    found = compare(np.stack([common, common + 0.01], axis=1), np.array([0, 0.01]), 0, level=0.95)
     assert found.tied.tolist() == [True, False]
     assert found.within_one_se.tolist() == [True, False]
     assert found.prob_best.tolist() == [1, 0]
@@ -72,7 +66,7 @@ def test_what_two_configurations_share_cancels():
 def test_configurations_that_noise_alone_separates_are_tied():
     rng = np.random.default_rng(0)
     draws = rng.normal(loc=[0, 0.01, 1], scale=0.1, size=(4000, 3))
-    found = compare(draws, np.array([0, 0.01, 1]), 0, stretched=as_they_are, level=0.95)
+    found = compare(draws, np.array([0, 0.01, 1]), 0, level=0.95)
     assert found.tied.tolist() == [True, True, False]
     assert found.prob_best[:2] == pytest.approx([0.53, 0.47], abs=0.03)  # P(normal < 0.01 / (0.1 sqrt 2)) = 0.528
 

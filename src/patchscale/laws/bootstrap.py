@@ -1,34 +1,29 @@
-"""Clustered wild bootstrap: how far parameters and predictions move when whole curves are disturbed together.
+"""Bootstrap of a law: how far parameters and predictions move when the measurements are drawn anew.
 
-Every draw multiplies the residuals of each cluster (a curve, a family) by one of Webb's six weights (Webb 2023, for few
-clusters), adds them to the fitted law and fits again from the optimum, all draws at once. Residuals are first enlarged
-for what the parameters took of them, so that their squares have the right mean (CR2; Bell and McCaffrey 2002).
+Every draw adds noise to the fitted law and fits again from the optimum, all draws at once. Noise is of two kinds: what
+a row has of its own, and what all rows of a cluster (a curve, a family) share. How much is shared the residuals tell,
+and because a few curves tell it badly, every draw has a share and a variance of its own, as likely as the residuals
+make them; before, all shares between 0 and 1 are equally likely. Only what the parameters leave of the residuals is
+looked at (the restricted likelihood of Patterson and Thompson 1971). Why not a wild bootstrap:
+`docs/decisions/0016-noise-of-rows-and-curves.md`.
 
-How well few residuals tell a spread depends on what is asked: a prediction that rests on three curves has about three
-degrees of freedom, however many there are elsewhere. So every interval is that of the draws, stretched about the fitted
-value by t / z, with t for the degrees of freedom of the asked quantity itself (Satterthwaite's, as Bell and McCaffrey
-2002 and Imbens and Kolesar 2016 count them). `benchmarks/coverage.py` simulates what this comes to.
-
-B draws, n points, q exponents, k amplitudes, m places or other quantities, r directions the fit can move in.
+B draws, n points, q exponents, k amplitudes, m places.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import norm
-from scipy.stats import t as t_distribution
 
 from patchscale.laws.descent import descend
 from patchscale.laws.forms import Array, Axes
 from patchscale.laws.uncertainty import Interval, jacobian_of
 from patchscale.laws.varpro import CHUNK, Problem, Solution
 
-WEBB = np.array([-np.sqrt(1.5), -1.0, -np.sqrt(0.5), np.sqrt(0.5), 1.0, np.sqrt(1.5)])
 MIN_CLUSTERS = 5
-"""With fewer, weights per cluster take too few values; rows are drawn one by one instead."""
-LEAST_SPARED = 0.1
-"""A direction of a cluster's residuals of which the fit left less than this share tells nothing; no more is undone."""
+"""With fewer, what they share cannot be told from the law; rows are drawn one by one instead."""
+SHARES = 400
+"""Shares of the variance between 0 and 1 that are weighed."""
 DRAW_REL = 1e-8
 """A draw is found once the next step would lower its objective by less than this share."""
 
@@ -51,8 +46,8 @@ class Bootstrap:
     """[B, k], for scaled axes."""
     converged: float
     """Share of the draws whose search came to rest."""
-    freedom: "Freedom"
-    """Counts the degrees of freedom of whatever is computed from the draws."""
+    shared: float
+    """The share of the noise variance that rows of a cluster have in common: mean over the draws."""
 
     @classmethod
     def of(
@@ -71,12 +66,8 @@ class Bootstrap:
         if count < MIN_CLUSTERS:
             clusters, count = np.arange(problem.num_points), problem.num_points
             clustered_by = f"row by row (fewer than {MIN_CLUSTERS} of {clustered_by})"
-        rng = np.random.default_rng(seed)
-        weights = WEBB[rng.integers(0, len(WEBB), size=(draws, count))][:, clusters]
         fitted = problem.model(solution.exponents, solution.amplitudes)
-        directions = directions_of(problem, solution)
-        shares = [_enlarging(directions[clusters == cluster]) for cluster in range(count)]
-        moves = weights * by_cluster(shares, residuals_of(problem, fitted)[:, None], clusters)[:, 0]
+        moves, shared = noise(problem, solution, fitted, clusters, draws=draws, seed=seed)
         measured = disturbed(problem, fitted, moves)
         start = np.log(solution.exponents)
         size = problem.num_points * (len(problem.law.amplitudes) + len(problem.law.exponents) + 2)
@@ -98,7 +89,7 @@ class Bootstrap:
             exponents=np.exp(np.concatenate(places)),
             amplitudes=np.concatenate(amplitudes),
             converged=float(np.mean(np.concatenate(converged))),
-            freedom=Freedom(directions, clusters, shares, moves @ directions),
+            shared=shared,
         )
 
     def parameters(self) -> Array:
@@ -109,31 +100,59 @@ class Bootstrap:
     def intervals(self) -> dict[str, Interval]:
         """Interval of every parameter by name; an end at a bound of the search is open."""
         law, found = self.problem.law, self.solution
-        stated, amplitudes = self.problem.stated(found.exponents[None], found.amplitudes[None])
-        low, high = self.ends(self.parameters()[:, : len(law.amplitudes)], amplitudes[0])
-        low = np.where(self.problem.free, low, np.maximum(low, 0))
+        low, high = percentiles(self.parameters()[:, : len(law.amplitudes)], self.level)
         answer = {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(law.amplitudes)}
-        low, high = map(np.exp, self.ends(np.log(self.exponents), np.log(found.exponents)))
-        for exponent, unit, *ends in zip(law.exponents, stated[0] / found.exponents, low, high, strict=True):
-            below, above = float(max(ends[0], exponent.low)), float(min(ends[1], exponent.high))
-            answer[exponent.name] = Interval.between(
-                below, above, low_open=below < exponent.low * 1.01, high_open=above > exponent.high / 1.01
-            ).times(float(unit))
+        units = self.problem.stated(found.exponents[None], found.amplitudes[None])[0][0] / found.exponents
+        low, high = percentiles(self.exponents, self.level)
+        for i, exponent in enumerate(law.exponents):
+            interval = Interval.between(
+                float(low[i]),
+                float(high[i]),
+                low_open=bool(low[i] < exponent.low * 1.01),
+                high_open=bool(high[i] > exponent.high / 1.01),
+            )
+            answer[exponent.name] = interval.times(float(units[i]))
         return answer
-
-    def ends(self, values: Array, at: Array) -> tuple[Array, Array]:
-        """Both ends [m] of the interval of what every draw computes: values [B, m]; `at` [m] is from the fit itself."""
-        return percentiles(self.stretched(values, at), self.level)
-
-    def stretched(self, values: Array, at: Array) -> Array:
-        """Values [B, m] of the draws moved away from those of the fit, `at` [m]: their percentiles are an interval."""
-        dof = self.freedom.of(np.clip(values, *percentiles(values, self.level)))
-        quantile = (1 + self.level) / 2
-        return np.asarray(at + (values - at) * (t_distribution.ppf(quantile, dof) / norm.ppf(quantile)))
 
     def draws(self, axes: Axes) -> Array:
         """The law at m places by every draw: [B, m]."""
         return np.einsum("bmk,bk->bm", self.problem.law.basis(self.exponents, axes), self.amplitudes)
+
+
+def noise(
+    problem: Problem, solution: Solution, fitted: Array, clusters: NDArray[np.intp], *, draws: int, seed: int
+) -> tuple[Array, float]:
+    """Noise of every draw, [B, n] in units of sigma, and the mean share of its variance that clusters have in common.
+
+    A residual is u + v with v the same in a cluster; var(v) / var(u) = ratio. Where the fit is free, the sums of
+    the clusters have independent parts with variance proportional to 1 + ratio x `sizes`; the rest has that of u.
+    """
+    rng = np.random.default_rng(seed)
+    directions = directions_of(problem, solution)
+    residuals = residuals_of(problem, fitted)
+    residuals = residuals - directions @ (directions.T @ residuals)
+    dof = len(residuals) - directions.shape[1]
+    count = int(clusters.max()) + 1
+    if count == len(clusters):
+        share, between, rest = np.zeros(1), np.zeros(0), np.array([residuals @ residuals])
+        weight = np.ones(1)
+    else:
+        sums = _sums(np.column_stack([residuals, directions]), clusters)
+        sizes, vectors = np.linalg.eigh(np.diag(np.bincount(clusters).astype(float)) - sums[:, 1:] @ sums[:, 1:].T)
+        seen = sizes > 1e-9 * sizes[-1]
+        between = (vectors.T @ sums[:, 0])[seen] ** 2 / sizes[seen]
+        share = (np.arange(SHARES) + 0.5) / SHARES
+        widened = 1 + (share / (1 - share))[:, None] * sizes[seen]
+        rest = max(residuals @ residuals - between.sum(), 0.0) + (between / widened).sum(axis=1)
+        likelihood = -0.5 * np.log(widened).sum(axis=1) - dof / 2 * np.log(np.maximum(rest, 1e-300))
+        weight = np.exp(likelihood - likelihood.max())
+    drawn = rng.choice(len(share), size=draws, p=weight / weight.sum())
+    variance = rest[drawn] / rng.chisquare(dof, size=draws)
+    # stated noise is a floor: chance agreement does not make it smaller
+    variance = variance if problem.relative else np.maximum(variance, 1.0)
+    own = rng.normal(size=(draws, len(residuals)))
+    common = rng.normal(size=(draws, count))[:, clusters] * np.sqrt(share / (1 - share))[drawn, None]
+    return np.sqrt(variance)[:, None] * (own + common), float(share[drawn].mean())
 
 
 def noise_draws(
@@ -155,39 +174,6 @@ def noise_draws(
     return np.exp(found.places), found.at.amplitudes
 
 
-@dataclass(frozen=True)
-class Freedom:
-    """Degrees of freedom of the spread of whatever follows from the disturbed residuals of a fit."""
-
-    directions: Array
-    """[n, r]: of residuals that move the fit; orthonormal."""
-    clusters: NDArray[np.intp]
-    """[n]."""
-    shares: list[Array]
-    """For each cluster the matrix that enlarged its residuals."""
-    scores: Array
-    """[B, r]: how far each draw moved the residuals along the directions."""
-
-    def of(self, values: Array) -> Array:
-        """For each column of values [B, m]; never below 1, as no spread is known to less.
-
-        To first order a quantity is the sum over clusters of a'e, with e the cluster's residuals and `a` from a
-        regression of its draws on the scores. Its variance is estimated by the sum of (a'e)^2, which for residuals of
-        equal variance has mean tr K and variance 2 tr K^2, K the covariance of the sums;
-        chi-square on (tr K)^2 / tr K^2 degrees of freedom has the same ratio of the two.
-        """
-        centred = self.scores - self.scores.mean(axis=0)
-        slopes = np.linalg.pinv(centred, rcond=1e-8) @ (values - values.mean(axis=0))
-        weights = by_cluster(self.shares, self.directions @ slopes, self.clusters)
-        own = _sums(weights**2, self.clusters)
-        taken = _sums(self.directions[:, :, None] * weights[:, None, :], self.clusters)
-        trace = own.sum(axis=0) - (taken**2).sum(axis=(0, 1))
-        both = np.einsum("grm,gsm->rsm", taken, taken)
-        of_square = (own**2).sum(axis=0) - 2 * (own * (taken**2).sum(axis=1)).sum(axis=0) + (both**2).sum(axis=(0, 1))
-        known = (trace > 0) & (of_square > 0)
-        return np.maximum(np.divide(trace**2, of_square, out=np.full_like(trace, len(self.shares)), where=known), 1.0)
-
-
 def residuals_of(problem: Problem, fitted: Array) -> Array:
     """Measured less fitted, in units of sigma on the scale of the residuals: [n]."""
     if problem.scale == "log":
@@ -200,21 +186,6 @@ def directions_of(problem: Problem, solution: Solution) -> Array:
     jacobian = jacobian_of(problem, solution)
     left, singular, _ = np.linalg.svd(jacobian / np.linalg.norm(jacobian, axis=0).clip(1e-300), full_matrices=False)
     return left[:, singular > 1e-9 * singular[0]]
-
-
-def _enlarging(own: Array) -> Array:
-    """(I - H)^-1/2 of a cluster, H = own own' its block of the hat matrix; own [its points, r]."""
-    values, vectors = np.linalg.eigh(own @ own.T)
-    return np.asarray((vectors / np.sqrt(np.clip(1 - values, LEAST_SPARED, 1))) @ vectors.T)
-
-
-def by_cluster(matrices: list[Array], columns: Array, clusters: NDArray[np.intp]) -> Array:
-    """Every cluster's rows of columns [n, m] times its matrix."""
-    answer = np.empty_like(columns)
-    for cluster, matrix in enumerate(matrices):
-        own = clusters == cluster
-        answer[own] = matrix @ columns[own]
-    return answer
 
 
 def _sums(values: Array, clusters: NDArray[np.intp]) -> Array:

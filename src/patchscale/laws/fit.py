@@ -98,9 +98,9 @@ def fit_law(
     Joint fits: `groups` are columns whose values (families, recipes) have a floor of their own, and a model-size term
     where the rows allow; exponents are shared. `factors` are columns that multiply the law by a number per value, or,
     written `+column`, add one. `residuals` are differences of logarithms ("log") or "relative"; `huber` is where
-    squares turn into absolute values. Intervals are profiles (one curve, and few points with few exponents) or a wild
-    bootstrap of `draws` draws, clustered by the columns `cluster_by` (default: the groups and the columns that tell
-    curves apart).
+    squares turn into absolute values. Intervals are profiles (one curve, and few points with few exponents) or a
+    bootstrap of `draws` draws, with noise that rows share by the columns `cluster_by` (default: the groups and the
+    columns that tell curves apart).
 
     Raises `UserError` for missing columns, rows that cannot support the law (saying which to run next), values that are
     not positive, and rows that differ in what the law does not describe unless `allow_mixed`.

@@ -190,9 +190,10 @@ def _uncertainty(
         level=options.level,
         seed=options.seed,
     )
+    shared = f", which share {bootstrap.shared:.0%} of the noise" if bootstrap.shared > 0 else ""
     method = (
-        f"{options.level:.0%} wild bootstrap, {options.draws} draws (seed {options.seed}), Webb weights, "
-        f"{bootstrap.clusters} clusters: {bootstrap.clustered_by}"
+        f"{options.level:.0%} bootstrap, {options.draws} draws (seed {options.seed}), {bootstrap.clusters} clusters: "
+        f"{bootstrap.clustered_by}{shared}"
     )
     return None, bootstrap, method
 

@@ -164,24 +164,9 @@ class Fit:
         value = float(function({name: estimate.value for name, estimate in self.parameters.items()}))
         table = self.parameter_draws()
         drawn = np.array([float(function(dict(zip(table.columns, row, strict=True)))) for row in table.to_numpy()])
-        low, high = self.ends(drawn[:, None], np.array([value]))
-        interval = Interval(float(low[0]), float(high[0]))
+        low, high = percentiles(drawn[np.isfinite(drawn)], self.level)
+        interval = Interval(float(low), float(high))
         return Estimate(value, interval.low, interval.high, interval)
-
-    def ends(self, values: Array, at: Array) -> tuple[Array, Array]:
-        """Both ends [m] of the interval of what follows from draws: values [draws, m], `at` [m] from the fit itself.
-
-        For example of the difference of two predictions: `fit.ends(fit.draws(a) - fit.draws(b), fit.values(a) -
-        fit.values(b))`.
-        """
-        return percentiles(self.stretched(values, at), self.level)
-
-    def stretched(self, values: Array, at: Array) -> Array:
-        """What follows from draws, spread as wide as its interval: values [draws, m], `at` [m] from the fit itself.
-
-        Bootstrap draws as they are lie too close together where few curves decide (`laws/bootstrap.py`).
-        """
-        return values if self.bootstrap is None else self.bootstrap.stretched(values, at)
 
     def _noise_draws(self) -> tuple[Array, Array]:
         assert self.profile is not None
@@ -218,11 +203,7 @@ class Fit:
     def _ends(self, axes: Axes) -> tuple[Array, Array]:
         """Low and high end of the interval at every place."""
         if self.bootstrap is not None:
-            drawn, at = self.bootstrap.draws(axes), self._on_scale(axes)
-            if self.problem.scale == "log" and (drawn > 0).all() and (at > 0).all():
-                low, high = map(np.exp, self.bootstrap.ends(np.log(drawn), np.log(at)))
-            else:
-                low, high = self.bootstrap.ends(drawn, at)
+            low, high = percentiles(self.bootstrap.draws(axes), self.level)
         else:
             assert self.profile is not None
             count = len(next(iter(axes.values())))
@@ -232,10 +213,6 @@ class Fit:
         return self._from_scale(low), self._from_scale(high)
 
     def _values(self, axes: Axes) -> Array:
-        return self._from_scale(self._on_scale(axes))
-
-    def _on_scale(self, axes: Axes) -> Array:
-        """The law at places, where it describes the logit that."""
         law, (exponents, amplitudes) = self.problem.law, (self.solution.exponents[None], self.solution.amplitudes)
         count = len(next(iter(axes.values())))
         values = np.empty(count)
@@ -243,7 +220,7 @@ class Fit:
             block = slice(first, first + ROWS_AT_ONCE)
             places = {name: column[block] for name, column in axes.items()}
             values[block] = law.basis(exponents, places)[0] @ amplitudes
-        return values
+        return self._from_scale(values)
 
     def _from_scale(self, values: Array) -> Array:
         """Back from the logit, where the law describes that."""

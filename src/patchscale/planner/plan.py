@@ -178,10 +178,8 @@ def plan(
     doubled = doublings(prices, limits, values, cost)
     compared = np.concatenate([near, [step.place for step in (*next_steps, *doubled)]]).astype(np.int64)
     draws = quality.draws(table.iloc[compared])
-    comparison = compare(draws, values[compared], 0, stretched=quality.stretched, level=level)
-    among = compare(
-        draws[:, : len(near)], values[near], 0, stretched=quality.stretched, level=level
-    )  # the best of what is feasible
+    comparison = compare(draws, values[compared], 0, level=level)
+    among = compare(draws[:, : len(near)], values[near], 0, level=level)  # the best of what is feasible
 
     told = pd.concat([table.iloc[near].reset_index(drop=True), quality.rows(table.iloc[near])], axis=1)
     width = told["high"] - told["low"]

@@ -82,10 +82,6 @@ class Quality:
         first, place = self._distinct(table)
         return np.asarray(self.law.draws(table.iloc[first]), dtype=float)[:, place]
 
-    def stretched(self, values: Numbers, at: Numbers) -> Numbers:
-        """What follows from draws [B, m], spread as wide as its interval; `at` [m] follows from the fit itself."""
-        return self.law.stretched(values, at) if isinstance(self.law, Fit) else values
-
     def _distinct(self, table: pd.DataFrame) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
         columns = columns_read(self.law) if isinstance(self.law, Fit) else None
         if columns is None or any(name not in table for name in columns):

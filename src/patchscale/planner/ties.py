@@ -1,6 +1,5 @@
 """Which configurations the data cannot tell from the best one: paired draws of the law."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,8 +8,6 @@ from numpy.typing import NDArray
 from patchscale.laws.bootstrap import percentiles
 
 Numbers = NDArray[np.float64]
-Stretched = Callable[[Numbers, Numbers], Numbers]
-"""Draws [B, m] of something, spread about its fitted values [m] as wide as its interval."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +27,7 @@ class Comparison:
     """Share of the draws in which this one is the best of all m."""
 
 
-def compare(draws: Numbers, predicted: Numbers, best: int, *, stretched: Stretched, level: float) -> Comparison:
+def compare(draws: Numbers, predicted: Numbers, best: int, *, level: float) -> Comparison:
     """Compare columns of `draws` [B, m] with column `best`, draw by draw.
 
     A draw moves all configurations together, so what they share cancels: two of them can differ clearly although
@@ -38,9 +35,8 @@ def compare(draws: Numbers, predicted: Numbers, best: int, *, stretched: Stretch
     """
     difference = draws - draws[:, [best]]
     error = difference.std(axis=0)
-    difference = stretched(difference, predicted - predicted[best])
     low, high = percentiles(difference, level)
-    leaders = np.argmin(difference, axis=1)
+    leaders = np.argmin(draws, axis=1)
     return Comparison(
         low=low,
         high=high,

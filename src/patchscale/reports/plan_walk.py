@@ -116,15 +116,13 @@ def choice(stops: Sequence[Stop], name: str, budget: float) -> str:
 
 def _compared(plan: "Plan", frontier: pd.DataFrame) -> tuple[list[int | None], np.ndarray]:
     """For each point the cheapest that it is tied with, and the interval of its gain over the one before."""
-    draws, stretched = plan.quality.draws(frontier), plan.quality.stretched
+    draws = plan.quality.draws(frontier)
     values = frontier["predicted"].to_numpy(float)
     widths = (frontier["high"] - frontier["low"]).to_numpy(float)
     tied: list[int | None] = []
     gains = np.full((len(frontier), 2), np.nan)
     for place in range(len(frontier)):
-        found = compare(
-            draws[:, : place + 1], values[: place + 1], place, stretched=stretched, level=plan.level
-        )
+        found = compare(draws[:, : place + 1], values[: place + 1], place, level=plan.level)
         known = widths[:place] <= POORLY_KNOWN * widths[place]
         cheaper = np.flatnonzero(found.tied[:place] & known)
         tied.append(int(cheaper[0]) if len(cheaper) else None)
