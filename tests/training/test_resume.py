@@ -127,7 +127,7 @@ def test_loader_processes_die_with_a_killed_run(make_run):
     process = start(run)
     wait_until(lambda: step_of(run) >= 1)
     loaders = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert loaders
+    assert len(loaders) == 2
     assert kill(process)
     wait_until(lambda: not any(map(lives, loaders)))
 

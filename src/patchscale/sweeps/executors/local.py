@@ -184,6 +184,9 @@ def _child(path: str, environment: dict[str, str], threads: int, retry_failed: b
     os.setpgid(0, 0)  # Ctrl-C in the terminal reaches the sweep alone, which asks each run once
     _write_everything_to(run.log_path)
     _stop_if_the_sweep_dies()
+    if sys.platform == "linux":
+        # Else loaders are forked from a server of their own, which this one's death would not end, nor them.
+        multiprocessing.set_start_method("fork", force=True)
     os.environ.clear()  # the server's is that of the first sweep
     os.environ.update(environment)  # before CUDA is touched in this process
     if processes > 1:
