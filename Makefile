@@ -79,6 +79,7 @@ bench: $(VENV)/.bench
 	$(BIN)/python benchmarks/cost_accuracy.py --output $(RESULTS)/cost_accuracy_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/training.py --output $(RESULTS)/training_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/loader.py --output $(RESULTS)/loader_cpu_$(TODAY).json
+	$(BIN)/python benchmarks/detection_step.py --output $(RESULTS)/detection_step_cpu_$(TODAY).json
 	$(BIN)/python benchmarks/laws.py --output $(RESULTS)/laws_cpu_$(TODAY).json
 
 # 500 simulations of every design: about 25 minutes on two cores; ended early, it goes on where it was.
