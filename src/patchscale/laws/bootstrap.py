@@ -5,7 +5,7 @@ a row has of its own, and what all rows of a cluster (a curve, a family) share. 
 and because a few curves tell it badly, every draw has a share and a variance of its own, as likely as the residuals
 make them; before, all shares between 0 and 1 are equally likely. Only what the parameters leave of the residuals is
 looked at (the restricted likelihood of Patterson and Thompson 1971). Why not a wild bootstrap:
-`docs/decisions/0016-noise-of-rows-and-curves.md`.
+`docs/decisions/0017-noise-of-rows-and-curves.md`.
 
 B draws, n points, q exponents, k amplitudes, m places.
 """
