@@ -397,6 +397,11 @@ class RunConfig:
                 head_shape(self.head, task=self.task)
             except UserError as error:
                 raise ValueError(str(error)) from None
+        if self.execution.sequence_parallel > 1 and (self.head or "").startswith("upernet"):
+            raise ValueError(
+                f"head={self.head!r} reads maps of several blocks, which ranks that share an image do not gather; "
+                "use head=linear, or set execution.sequence_parallel=1"
+            )
         if self.task == "classification" and self.data.name in PAIR_DATASETS:
             raise ValueError(f"data set {self.data.name!r} has no image classes; use task=segmentation")
         if self.task != "classification" and (self.training.mixup or self.training.cutmix):

@@ -93,3 +93,8 @@ def test_a_head_of_another_task_is_one_line():
         config_of("mask_rcnn")
     assert "head='mask_rcnn' is not one for segmentation; choose one of linear, upernet" in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_upernet_does_not_go_with_shared_images():
+    with pytest.raises(UserError, match="use head=linear, or set execution"):
+        config_of("upernet", execution={"sequence_parallel": 2})
