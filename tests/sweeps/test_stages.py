@@ -91,7 +91,7 @@ def test_settings_go_from_recipe_over_base_and_stage_to_overrides_and_grid():
         {"recipe": "adventurer-tiny-stage1", "training": {"warmup_fraction": 0.2}},
         {"recipe": "adventurer-tiny-stage2"},
     ]
-    first, second = staged("training.weight_decay=0.5", stages=stages, seed=[3]).configs
+    first, second = staged("training.weight_decay=0.5", "data.root=null", stages=stages, seed=[3]).configs
     assert (first.data.augment, first.data.name) == ("three_augment", "scenes")
     assert (first.training.warmup_fraction, second.training.warmup_fraction) == (0.2, 0.05)
     assert (first.model.drop_path_rate, second.model.name) == (0.1, "vit_test")
