@@ -5,7 +5,8 @@
 A run (`run_training`) and a bare step on a twin of its model, optimizer and batches take turns: between two steps of
 the run the twin makes one. The run's step is all that the loop does for it: fetching the batch, learning rate, gradient
 norm, the check for non-finite numbers, logging. One loader process makes its batches; the twin finds them in memory.
-The aim is an overhead below 3 % where a step takes about 100 ms.
+The aim is an overhead below 3 % where a step takes about 100 ms. It is for the loop alone; clipping, which most recipes
+ask for and the bare step does not do, is measured beside it.
 """
 
 import tempfile
@@ -55,7 +56,7 @@ class TwinSteps(Watcher):
         self.ended = time.perf_counter()
 
 
-def measure(model: str, options: Any, device: torch.device) -> dict[str, Any]:
+def measure(model: str, clip_grad_norm: float | None, options: Any, device: torch.device) -> dict[str, Any]:
     """One row: times of the run's and the bare steps, and their ratio step by step."""
     config = build_config(
         {
@@ -65,6 +66,7 @@ def measure(model: str, options: Any, device: torch.device) -> dict[str, Any]:
                 "steps": options.warm_up + options.steps,
                 "batch_size": options.batch_size or BATCH_SIZES[model],
                 "num_validations": 1,
+                "clip_grad_norm": clip_grad_norm,
             },
             "execution": {"device": device.type, "num_workers": 1, "num_threads": options.threads},
         }
@@ -75,17 +77,19 @@ def measure(model: str, options: Any, device: torch.device) -> dict[str, Any]:
         run_training(RunDirectory.create(Path(folder), "benchmark", config), progress=twin)
     times = PairedTimes({"loop": twin.loop_s[:-1], "bare": twin.bare_s[:-1]})  # the last step saves, too
     ratio = times.ratio("loop", "bare")
-    met = ratio.median - 1 < TARGET
+    met = ratio.median - 1 < TARGET if clip_grad_norm is None else None
+    aim = "" if met is None else f"; the aim, below {1 + TARGET:g}, is {'met' if met else 'missed'}"
     print(
-        f"{model}, batch of {config.training.batch_size}: bare step {words(times.time_s('bare'))} s; loop / bare "
-        f"{words(ratio, 4)}; the aim, below {1 + TARGET:g}, is {'met' if met else 'missed'}"
+        f"{model}, batch of {config.training.batch_size}, {'clipped' if clip_grad_norm else 'not clipped'}: bare step "
+        f"{words(times.time_s('bare'))} s; loop / bare {words(ratio, 4)}{aim}"
     )
     return {
         "model": model,
         "batch_size": config.training.batch_size,
+        "clip_grad_norm": clip_grad_norm,
         "time_s": {name: numbers(times.time_s(name)) for name in ("loop", "bare")},
         "time_ratio": {"loop / bare": numbers(ratio)},
-        "target": 1 + TARGET,
+        "target": 1 + TARGET if met is not None else None,
         "target_met": met,
     }
 
@@ -98,7 +102,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="images a step; default: for steps of about 100 ms on a CPU")
     options = parser.parse_args()
     device, setting = begin(options)
-    rows = [measure(model, options, device) for model in options.models.split(",")]
+    rows = [measure(model, clip, options, device) for model in options.models.split(",") for clip in (None, 1.0)]
     finish(options, setting | {"precision": "fp32"}, rows=rows)
 
 

@@ -195,6 +195,9 @@ def test_mistakes_are_one_line(call, folder, arguments, message):
 
 def test_ctrl_c_ends_a_check_quietly(tmp_path):
     write_folder(tmp_path / "photos", 400, (300, 300))
+    for picture in list((tmp_path / "photos").rglob("*.*")):  # enough for a busy machine to be stopped in time
+        for copy in range(9):
+            os.link(picture, picture.with_stem(f"{picture.stem}-{copy}"))
     command = [sys.executable, "-m", "patchscale", "data", "check", "photos", "--num-workers", "2"]
     process = subprocess.Popen(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True

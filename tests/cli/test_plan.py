@@ -37,7 +37,7 @@ def test_models_of_another_family_are_marked(call):
     assert code == 0
     assert "This is an extrapolation (model family)" in out
     rows = [line for line in out.splitlines() if line.startswith(("vit_", "model\tvit_", "patch_size\tvit_"))]
-    assert len(rows) == 2
+    assert rows
     assert all("outside: model family" in row for row in rows)
     best = json.loads(call("plan", *arguments, "--img-size", "224", "--json")[1])["plan"]["best"]
     assert (best["extrapolated"], best["outside"]) == (True, "model family")

@@ -177,6 +177,6 @@ def test_a_kill_before_the_last_writes_is_mended(make_run):
     assert outcome(run) == expected
 
     # A finished run stays untouched.
-    before = {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != "claims"}
     run_training(run)
-    assert {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != ".lock"} == before
+    assert {path: path.stat().st_mtime_ns for path in run.path.iterdir() if path.name != "claims"} == before

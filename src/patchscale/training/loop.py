@@ -141,6 +141,7 @@ def _train(
         totals.wall_time_s = earlier_time_s + time.perf_counter() - started
         totals.peak_memory_bytes = max(totals.peak_memory_bytes, peak_memory_bytes(device))
 
+    parameters = list(task.parameters())  # to look them up in a deep model takes milliseconds
     todo = range(totals.step, steps)
     saved_at = lap = time.perf_counter()
     for step, (images, targets) in zip(todo, setup.batches(todo), strict=True):
@@ -150,14 +151,14 @@ def _train(
         set_learning_rate(state.optimizer, learning_rate)
         images, targets = setup.mix(step, images, targets)
         loss, plan = _backward(setup, step, images, targets, plan, run, journal)
-        norm = gradient_norm(task)
+        norm = gradient_norm(parameters)
 
         # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
         loss_value, grad_norm = torch.stack([loss.detach().float(), norm.float()]).tolist()
         if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
             raise _non_finite(setup, step, loss_value, learning_rate, plan.micro_batch_size)
         if training.clip_grad_norm is not None and grad_norm > training.clip_grad_norm:
-            scale_gradients(task, training.clip_grad_norm / grad_norm)
+            scale_gradients(parameters, training.clip_grad_norm / grad_norm)
 
         # Step.
         state.optimizer.step()

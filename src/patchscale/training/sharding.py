@@ -5,6 +5,7 @@ stay as they are. Under FSDP2 parameters, gradients, moving average and optimize
 """
 
 import warnings
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -60,18 +61,18 @@ def synchronised(model: nn.Module, *, last: bool) -> AbstractContextManager[Any]
     return nullcontext() if last or not isinstance(model, DistributedDataParallel) else model.no_sync()
 
 
-def gradient_norm(model: nn.Module) -> Tensor:
+def gradient_norm(parameters: Sequence[nn.Parameter]) -> Tensor:
     """Euclidean norm of all gradients together, a scalar that all ranks have."""
-    return whole(get_total_norm(_gradients(model)))
+    return whole(get_total_norm(_gradients(parameters)))
 
 
-def scale_gradients(model: nn.Module, factor: float) -> None:
+def scale_gradients(parameters: Sequence[nn.Parameter], factor: float) -> None:
     """Multiply all gradients by `factor`."""
-    torch._foreach_mul_(_gradients(model), factor)
+    torch._foreach_mul_(_gradients(parameters), factor)
 
 
-def _gradients(model: nn.Module) -> list[Tensor]:
-    return [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def whole(tensor: Tensor) -> Tensor:
