@@ -65,7 +65,7 @@ def test_the_likelihood_is_that_of_the_residuals_the_fit_leaves():
     free = np.linalg.svd(directions)[0][:, directions.shape[1] :]
     left = free.T @ residuals_of(fit.problem, law)
     together = free.T @ (clusters[:, None] == clusters) @ free
-    grid = (np.arange(400) + 0.5) / 400
+    grid = (np.arange(4000) + 0.5) / 4000
     log = []
     for share in grid:
         covariance = (1 - share) * np.eye(len(left)) + share * together
@@ -100,6 +100,46 @@ def test_stated_noise_is_a_floor():
     assert moves.std() == pytest.approx(1, rel=0.02)
     freed = noise(replace(fit.problem, relative=True), fit.solution, law, rows, draws=500, seed=0)[0]
     assert freed.std() < 0.2
+
+
+def test_the_floor_is_for_the_noise_as_a_whole():
+    """Stated noise that curves share is not counted twice."""
+    runs = table(own=0.002, common=0.02).assign(noise=lambda t: 0.02 * t["test_loss"])
+    fit = fitted(runs, noise="noise")
+    clusters = (fit.rows["img_size"].to_numpy() // 16 - 1).astype(int)
+    law = fit.problem.model(fit.solution.exponents, fit.solution.amplitudes)
+    moves, shared = noise(fit.problem, fit.solution, law, clusters, draws=2000, seed=0)
+    assert shared > 0.95
+    assert np.median(moves.std(axis=1)) == pytest.approx(1, rel=0.15)
+
+
+def test_groups_that_are_the_clusters_leave_nothing_to_be_shared():
+    """Where every curve has a floor of its own, its offset is no noise, and the residuals tell nothing of it."""
+    runs = table(own=0.01, common=0.01, curves=8).assign(recipe=lambda t: t["img_size"].astype(str))
+    options = {"form": LAW, "target": "loss", "groups": ["recipe"], "allow_mixed": True}
+    curves = fit_law(runs, **options)
+    rows = fit_law(runs, **options, cluster_by=["test_loss"])
+    for name in ("a",):
+        one, other = curves.parameters[name], rows.parameters[name]
+        assert np.log(one.high / one.low) == pytest.approx(np.log(other.high / other.low), rel=0.3)
+
+
+def test_many_rows_of_a_few_curves_are_as_good_as_independent_if_they_are():
+    runs = table(own=0.01, common=0.0, curves=6, rows=200)
+    curves, rows = fitted(runs), fit_law(runs, form=LAW, target="loss", cluster_by=["test_loss"], allow_mixed=True)
+    widths = [one.parameters["a"].high / one.parameters["a"].low - 1 for one in (curves, rows)]
+    assert widths[0] == pytest.approx(widths[1], rel=0.25)
+
+
+def test_a_small_huber_delta_does_not_narrow_intervals():
+    """Most residuals are cut: least absolute values, whose spread is 1.25 times that of least squares."""
+    runs = table(own=0.01, common=0.0, curves=20)
+    plain, robust = (
+        fit_law(runs, form=LAW, target="loss", cluster_by=["test_loss"], allow_mixed=True, huber=huber)
+        for huber in (None, 2e-3)
+    )
+    widths = [np.log(one.parameters["a"].high / one.parameters["a"].low) for one in (plain, robust)]
+    assert 0.95 < widths[1] / widths[0] < 1.7
 
 
 def test_percentiles_of_few_draws_hold_what_they_say():

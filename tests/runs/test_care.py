@@ -64,3 +64,15 @@ def test_a_run_that_somebody_holds_is_not_deleted(tmp_path):
     assert run.path.is_dir()
     assert delete(run.path)
     assert list(run.path.parent.iterdir()) == []
+
+
+def test_a_study_about_claims_is_archived_whole_and_names_do_not_clash(tmp_path):
+    run = finished(tmp_path, patch_size=8)
+    moved = tmp_path / "claims-study" / run.path.name
+    moved.parent.mkdir()
+    run.path.rename(moved)
+    archive([moved], tmp_path / "kept.tar")
+    with tarfile.open(tmp_path / "kept.tar") as tar:
+        assert f"claims-study/{moved.name}/result.json" in tar.getnames()
+    with pytest.raises(UserError, match="is there twice, in two folders of this name"):
+        archive([moved, moved], tmp_path / "again.tar")

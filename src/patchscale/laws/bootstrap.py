@@ -23,7 +23,9 @@ from patchscale.laws.varpro import CHUNK, Problem, Solution
 MIN_CLUSTERS = 5
 """With fewer, what they share cannot be told from the law; rows are drawn one by one instead."""
 SHARES = 400
-"""Shares of the variance between 0 and 1 that are weighed."""
+"""Shares of the variance between 0 and 1 that are weighed, closer to each other towards 0: large clusters tell more."""
+SEEN = 1e-3
+"""A sum over a cluster is free if the parameters leave it this much of its size; the rest tells nothing of sharing."""
 DRAW_REL = 1e-8
 """A draw is found once the next step would lower its objective by less than this share."""
 
@@ -133,23 +135,24 @@ def noise(
     residuals = residuals - directions @ (directions.T @ residuals)
     dof = len(residuals) - directions.shape[1]
     count = int(clusters.max()) + 1
-    if count == len(clusters):
-        share, between, rest = np.zeros(1), np.zeros(0), np.array([residuals @ residuals])
-        weight = np.ones(1)
+    members = np.bincount(clusters).astype(float)
+    sums = _sums(np.column_stack([residuals, directions]), clusters)
+    sizes, vectors = np.linalg.eigh(np.diag(members) - sums[:, 1:] @ sums[:, 1:].T)
+    seen = sizes > SEEN * members.max()
+    if count == len(clusters) or not seen.any():
+        share, weight, rest = np.zeros(1), np.ones(1), np.array([residuals @ residuals])
     else:
-        sums = _sums(np.column_stack([residuals, directions]), clusters)
-        sizes, vectors = np.linalg.eigh(np.diag(np.bincount(clusters).astype(float)) - sums[:, 1:] @ sums[:, 1:].T)
-        seen = sizes > 1e-9 * sizes[-1]
+        steps = (np.arange(SHARES) + 0.5) / SHARES
+        share = steps**2
         between = (vectors.T @ sums[:, 0])[seen] ** 2 / sizes[seen]
-        share = (np.arange(SHARES) + 0.5) / SHARES
         widened = 1 + (share / (1 - share))[:, None] * sizes[seen]
         rest = max(residuals @ residuals - between.sum(), 0.0) + (between / widened).sum(axis=1)
         likelihood = -0.5 * np.log(widened).sum(axis=1) - dof / 2 * np.log(np.maximum(rest, 1e-300))
-        weight = np.exp(likelihood - likelihood.max())
+        weight = steps * np.exp(likelihood - likelihood.max())  # steps: the prior is flat in the share
     drawn = rng.choice(len(share), size=draws, p=weight / weight.sum())
     variance = rest[drawn] / rng.chisquare(dof, size=draws)
     # stated noise is a floor: chance agreement does not make it smaller
-    variance = variance if problem.relative else np.maximum(variance, 1.0)
+    variance = variance if problem.relative else np.maximum(variance, 1.0 - share[drawn])
     own = rng.normal(size=(draws, len(residuals)))
     common = rng.normal(size=(draws, count))[:, clusters] * np.sqrt(share / (1 - share))[drawn, None]
     return np.sqrt(variance)[:, None] * (own + common), float(share[drawn].mean())
@@ -202,6 +205,6 @@ def disturbed(problem: Problem, fitted: Array, moves: Array) -> Array:
 
 
 def percentiles(values: Array, level: float) -> tuple[Array, Array]:
-    """Both ends of the middle `level` of the draws [B, ...], exact for any number of them (rank / (B + 1))."""
+    """Both ends of the middle `level` of draws [B, ...], by rank / (B + 1): exact from 2 / (1 - level) - 1 draws on."""
     low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2], axis=0, method="weibull")
     return low, high

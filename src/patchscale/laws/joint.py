@@ -8,7 +8,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from patchscale.errors import UserError
-from patchscale.laws.bootstrap import Bootstrap
+from patchscale.laws.bootstrap import Bootstrap, disturbed, residuals_of
 from patchscale.laws.descent import descend
 from patchscale.laws.design import Design, labels_of, with_tokens
 from patchscale.laws.findings import differing
@@ -109,10 +109,11 @@ def fit_joint(table: pd.DataFrame, options: FitOptions, *, label: str | None = N
             "or a smaller form"
         )
     solution = solve(problem, starts=STARTS, seed=options.seed)
-    weighted = problem
+    weighted, as_squares = problem, (problem, solution)
     if options.huber is not None:
         weighted, solution = reweighted(problem, solution, options.huber)
-    profile, bootstrap, method = _uncertainty(weighted, solution, rows, options)
+        as_squares = pseudo_values(problem, solution, options.huber)
+    profile, bootstrap, method = _uncertainty(*as_squares, rows, options)
     found = profile or bootstrap
     assert found is not None
     intervals = found.intervals()
@@ -240,6 +241,20 @@ def reweighted(problem: Problem, solution: Solution, delta: float) -> tuple[Prob
         amplitudes=found.at.amplitudes[0],
         objective=float(found.at.objective[0]),
     )
+
+
+def pseudo_values(problem: Problem, solution: Solution, delta: float) -> tuple[Problem, Solution]:
+    """Measurements whose least squares have Huber's optimum and, to first order, its uncertainty; with their solution.
+
+    A residual becomes psi(residual) / m: cut at `delta`, and divided by the share of those that are not cut
+    (Huber 1981, section 7.10; m is at least 1 / n).
+    """
+    fitted = problem.model(solution.exponents, solution.amplitudes)
+    residuals = residuals_of(problem, fitted)
+    uncut = max(float(np.mean(np.abs(residuals) <= delta)), 1 / len(residuals))
+    pseudo = np.clip(residuals, -delta, delta) / uncut
+    measured = disturbed(problem, fitted, pseudo[None])[0]
+    return replace(problem, measured=measured), replace(solution, objective=float(pseudo @ pseudo))
 
 
 def _cluster_columns(rows: pd.DataFrame, options: FitOptions) -> list[str]:

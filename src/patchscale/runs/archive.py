@@ -2,6 +2,7 @@
 
 import shutil
 import tarfile
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,13 +25,16 @@ def archive(folders: Sequence[Path], file: Path) -> int:
     running = [folder.name for folder in folders if RunDirectory(folder).is_locked()]
     if running:
         raise UserError(f"{len(running)} runs are under way ({running[0]}, ...): leave them out by --status done")
+    names = [_name(folder) for folder in folders]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{twice} is there twice, in two folders of this name: archive them into two files")
     written = file.with_name(f".{file.name}.new")
     try:
         written.parent.mkdir(parents=True, exist_ok=True)
         with tarfile.open(written, mode) as tar:  # type: ignore[call-overload]
             for folder in folders:
-                study = folder.resolve().parent.name
-                tar.add(folder, f"{study}/{folder.name}", filter=lambda item: None if "claims" in item.name else item)
+                tar.add(folder, _name(folder), filter=lambda item: None if _is_claim(item.name) else item)
         _read_back(written, folders)
         written.replace(file)
     finally:
@@ -44,7 +48,7 @@ def delete(folder: Path) -> bool:
     try:
         with run.lock():
             # Out of the way at once, so that a kill leaves no half of a run.
-            gone = folder.with_name(f".{folder.name}.deleted")
+            gone = folder.with_name(f".{folder.name}.deleted-{uuid.uuid4().hex}")
             folder.rename(gone)
             shutil.rmtree(gone)
     except RunBusy:
@@ -60,9 +64,18 @@ def _read_back(file: Path, folders: Sequence[Path]) -> None:
                 sizes[member.name] = _length(tar, member)
     for folder in folders:
         for path in folder.rglob("*"):
-            name = f"{folder.resolve().parent.name}/{folder.name}/{path.relative_to(folder).as_posix()}"
-            if path.is_file() and "claims" not in name and sizes.get(name) != path.stat().st_size:
+            name = f"{_name(folder)}/{path.relative_to(folder).as_posix()}"
+            if path.is_file() and not _is_claim(name) and sizes.get(name) != path.stat().st_size:
                 raise UserError(f"{path}: changed while it was archived, or the disk is at fault; try again")
+
+
+def _name(folder: Path) -> str:
+    return f"{folder.resolve().parent.name}/{folder.name}"
+
+
+def _is_claim(name: str) -> bool:
+    """Whether study/run_id/... is about who carries the run out, which is of no use elsewhere."""
+    return name.split("/")[2:3] == ["claims"]
 
 
 def _length(tar: tarfile.TarFile, member: tarfile.TarInfo) -> int:

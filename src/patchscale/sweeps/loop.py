@@ -174,7 +174,8 @@ class _Loop:
             return True
         if self.waiting:
             budget = self.rules.budget
-            if budget is None or any(budget.allows(job, ()) for job in self.waiting):
+            startable = [job for job in self.waiting if job.former is None or job.former not in self.waiting]
+            if budget is None or any(budget.allows(job, ()) for job in startable):
                 return False
             self.watcher.message(f"{len(self.waiting)} runs are left: {budget.words(())}")
             self.waiting = []
@@ -186,6 +187,8 @@ class _Loop:
 
     def _is_awaited(self, job: PlannedRun) -> bool:
         """Whether a run that is held elsewhere is worth waiting for."""
+        if job.former is not None and job.former.run_id in self.ended:
+            return False  # it ended here, and not in a way that another stage can go on from
         if self.rules.wait or job.run_id in self.attempts:
             return True
         if job.former is not None and job.former in self.held:
