@@ -148,3 +148,21 @@ def test_percentiles_of_few_draws_hold_what_they_say():
     low, high = percentiles(rng.normal(size=(39, 20_000)), 0.95)
     new = rng.normal(size=20_000)
     assert np.mean((low < new) & (new < high)) == pytest.approx(0.95, abs=0.005)
+
+
+def test_intervals_are_those_of_the_stated_parameters():
+    """Also where the unit of a parameter depends on others, as those of skaling do."""
+    random = np.random.default_rng(0)
+    runs = pd.DataFrame(
+        [(N, D) for N in np.geomspace(3e7, 3e9, 6) for D in np.geomspace(3e8, 3e10, 8)],
+        columns=["params_backbone", "images_seen"],
+    )
+    law = 1.7 + 400 * runs["params_backbone"] ** -0.34 + 410 * runs["images_seen"] ** -0.28
+    runs["test_loss"] = law * np.exp(0.003 * random.normal(size=len(runs)))
+    fit = fit_law(runs, form="skaling", target="loss", draws=200, allow_mixed=True)
+    assert fit.interval_method == "bootstrap"
+    draws = fit.parameter_draws()
+    for name, estimate in fit.parameters.items():
+        low, high = np.quantile(draws[name], [0.025, 0.975], method="weibull")
+        assert estimate.low_open or estimate.low == pytest.approx(low)
+        assert estimate.high_open or estimate.high == pytest.approx(high)

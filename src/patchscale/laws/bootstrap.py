@@ -101,19 +101,19 @@ class Bootstrap:
 
     def intervals(self) -> dict[str, Interval]:
         """Interval of every parameter by name; an end at a bound of the search is open."""
-        law, found = self.problem.law, self.solution
-        low, high = percentiles(self.parameters()[:, : len(law.amplitudes)], self.level)
-        answer = {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(law.amplitudes)}
-        units = self.problem.stated(found.exponents[None], found.amplitudes[None])[0][0] / found.exponents
-        low, high = percentiles(self.exponents, self.level)
+        law, stated = self.problem.law, self.parameters()
+        low, high = percentiles(stated, self.level)
+        answer = {name: Interval(float(low[i]), float(high[i])) for i, name in enumerate(law.parameters)}
+        # Bounds of the search are for scaled axes; each draw may have a unit of its own.
+        first, last = percentiles(self.exponents, self.level)
         for i, exponent in enumerate(law.exponents):
-            interval = Interval.between(
-                float(low[i]),
-                float(high[i]),
-                low_open=bool(low[i] < exponent.low * 1.01),
-                high_open=bool(high[i] > exponent.high / 1.01),
+            ends = answer[exponent.name]
+            answer[exponent.name] = Interval.between(
+                ends.low,
+                ends.high,
+                low_open=bool(first[i] < exponent.low * 1.01),
+                high_open=bool(last[i] > exponent.high / 1.01),
             )
-            answer[exponent.name] = interval.times(float(units[i]))
         return answer
 
     def draws(self, axes: Axes) -> Array:
