@@ -25,6 +25,9 @@ from patchscale.quirks import SAMPLER_ROUNDS_TO, Quirk, quirk_problems
 from patchscale.shapes import SHAPES, image_height_width
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+# Those of libyaml, where PyYAML has it: ten times as fast, which a study of a thousand runs notices.
+_YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_YAML_DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 
 PAIR_DATASETS = ("mask_folder", "ade20k", "voc", "cityscapes")
 """Data sets of pictures of any size with label maps."""
@@ -430,7 +433,7 @@ class RunConfig:
 
     def to_yaml(self) -> str:
         """The whole resolved config as YAML."""
-        return yaml.safe_dump(self.to_dict(), sort_keys=False)
+        return yaml.dump(self.to_dict(), Dumper=_YAML_DUMPER, sort_keys=False)
 
     @property
     def identity(self) -> str:
@@ -551,7 +554,7 @@ def set_by_path(values: dict[str, Any], path: str, value: Any) -> None:
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a YAML mapping; raises `UserError` if the file is missing, broken or not a mapping."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_YAML_LOADER)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except (OSError, UnicodeDecodeError) as error:
