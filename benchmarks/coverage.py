@@ -118,14 +118,15 @@ def truths(design: Simulated) -> dict[str, float]:
 def asked(design: Simulated, table: pd.DataFrame, *, draws: int, seed: int) -> dict[str, Interval]:
     """The interval of every quantity, by the method that `fit_law` would take."""
     law = law_named(design.form)
-    options = FitOptions(law=law, target=target_named("loss"))
+    groups = [design.group] if design.group else []
+    options = FitOptions(law=law, target=target_named("loss"), groups=tuple(groups))
     places = pd.DataFrame([design.inside, design.outside])
     if law.name == "patch":
         values = table["test_loss"].to_numpy()
         problem = Problem(law, {"patch_size": table["patch_size"].to_numpy()}, values, values)
         return by_profile(design, problem, places, axes=lambda t: {"patch_size": t["patch_size"].to_numpy(float)})
     table = table.sort_values([axis.column for axis in law.axes], kind="stable")
-    scaled = Design.of(table, law, [], [])
+    scaled = Design.of(table, law, groups, [])
     problem = problem_of(table, scaled, options, design.name)
     if problem.num_points <= PROFILE_POINTS and len(law.exponents) <= PROFILE_EXPONENTS:
         return by_profile(design, problem, places, axes=scaled.axes)

@@ -37,9 +37,9 @@ class Simulated:
     """The axes, and columns that tell curves apart."""
     noise: float
     """Relative standard deviation of a run."""
-    inside: Mapping[str, float]
+    inside: Mapping[str, object]
     """A place among the runs."""
-    outside: Mapping[str, float]
+    outside: Mapping[str, object]
     """A place that one would extrapolate to."""
     decision: str
     """The decision in words."""
@@ -47,21 +47,27 @@ class Simulated:
     """The decision by every draw: [draws]."""
     curve_noise: float = 0.0
     """Relative standard deviation that all runs of a curve share."""
+    group: str | None = None
+    """Column of groups with amplitudes of their own, which `truth` has as `E[name]`."""
 
     def value(self, table: pd.DataFrame) -> Array:
         """The true law at the rows of a table: [1, rows]."""
         law = law_named(self.form)
         axes = law.derive({axis.column: table[axis.column].to_numpy(float) for axis in law.axes})
         exponents = np.array([[self.truth[e.name] for e in law.exponents]])
-        amplitudes = np.array([self.truth[name] for name in law.amplitudes])
-        return (law.basis(exponents, axes)[0] @ amplitudes)[None]
+        names = table[self.group] if self.group else [""] * len(table)
+        amplitudes = np.array(
+            [[self.truth.get(f"{one}[{name}]", self.truth.get(one, 0.0)) for one in law.amplitudes] for name in names]
+        )
+        return (law.basis(exponents, axes)[0] * amplitudes).sum(axis=1)[None]
 
     def draw(self, number: int) -> pd.DataFrame:
         """The runs of simulation `number`, with their test loss."""
         rng = np.random.default_rng([number, *self.name.encode()])
         moved = self.noise * rng.normal(size=len(self.runs))
         if self.curve_noise:
-            curves = self.runs.groupby(["model", "img_size"], sort=False).ngroup().to_numpy()
+            columns = [name for name in (self.group, "model", "img_size") if name]
+            curves = self.runs.groupby(columns, sort=False).ngroup().to_numpy()
             moved = moved + self.curve_noise * rng.normal(size=curves.max() + 1)[curves]
         return self.runs.assign(test_loss=self.value(self.runs).reshape(-1) * np.exp(moved))
 
@@ -76,7 +82,7 @@ def gain(column: str, large: float, small: float) -> Callable[[Value], Array]:
     return decide
 
 
-def gain_between(first: Mapping[str, float], second: Mapping[str, float]) -> Callable[[Value], Array]:
+def gain_between(first: Mapping[str, object], second: Mapping[str, object]) -> Callable[[Value], Array]:
     """By how much the second configuration is better than the first."""
 
     def decide(value: Value) -> Array:
@@ -199,6 +205,26 @@ def designs() -> list[Simulated]:
             decision,
             choose,
             0.005,
+        )
+    )
+    families = pd.concat([sweep[sweep["img_size"] > 64].assign(family=name) for name in ("vit", "adventurer")])
+    own = {"E[vit]": 0.1, "E[adventurer]": 0.08, "B[vit]": 300.0, "B[adventurer]": 200.0}
+    found.append(
+        Simulated(
+            "two-families-64",
+            "relative-patch:C=0",
+            {name: value for name, value in joint.items() if name not in ("E", "B")} | own,
+            families,
+            0.01,
+            middle | {"family": "vit"},
+            beyond | {"family": "adventurer"},
+            "the gain of adventurer over vit at 86 M, 8 px, 224 px",
+            gain_between(
+                {"family": "vit", "patch_size": 8, "img_size": 224, "params_backbone": 86e6},
+                {"family": "adventurer", "patch_size": 8, "img_size": 224, "params_backbone": 86e6},
+            ),
+            0.005,
+            "family",
         )
     )
     found.append(

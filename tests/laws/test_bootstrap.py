@@ -8,7 +8,7 @@ import pytest
 from scipy.stats import f as f_distribution
 
 from patchscale import fit_law
-from patchscale.laws.bootstrap import directions_of, noise, percentiles, residuals_of
+from patchscale.laws.bootstrap import NOTHING_SHARED, directions_of, noise, noise_draws, percentiles, residuals_of
 
 LAW = "additive:params_backbone"
 CURVES, ROWS = 30, 8
@@ -65,13 +65,14 @@ def test_the_likelihood_is_that_of_the_residuals_the_fit_leaves():
     free = np.linalg.svd(directions)[0][:, directions.shape[1] :]
     left = free.T @ residuals_of(fit.problem, law)
     together = free.T @ (clusters[:, None] == clusters) @ free
-    grid = (np.arange(4000) + 0.5) / 4000
+    grid = np.append(0, (np.arange(4000) + 0.5) / 4000)
+    prior = np.append(NOTHING_SHARED, np.full(4000, (1 - NOTHING_SHARED) / 4000))
     log = []
     for share in grid:
         covariance = (1 - share) * np.eye(len(left)) + share * together
         _, log_volume = np.linalg.slogdet(covariance)
         log.append(-0.5 * log_volume - len(left) / 2 * np.log(left @ np.linalg.solve(covariance, left)))
-    weight = np.exp(np.array(log) - max(log))
+    weight = prior * np.exp(np.array(log) - max(log))
     _, shared = noise(fit.problem, fit.solution, law, clusters, draws=40_000, seed=0)
     assert shared == pytest.approx(weight @ grid / weight.sum(), abs=0.005)
     assert 0.1 < shared < 0.9
@@ -100,6 +101,20 @@ def test_stated_noise_is_a_floor():
     assert moves.std() == pytest.approx(1, rel=0.02)
     freed = noise(replace(fit.problem, relative=True), fit.solution, law, rows, draws=500, seed=0)[0]
     assert freed.std() < 0.2
+
+
+def test_stated_noise_is_a_floor_for_draws_of_a_fit_with_a_profile():
+    """Five runs that agree by chance do not make decisions surer than their stated noise allows."""
+    sizes = np.array([16.0, 8.0, 4.0, 2.0, 1.0])
+    runs = pd.DataFrame({"patch_size": sizes, "test_loss": 0.186 + 0.0017 * sizes**1.6})
+    fit = fit_law(runs.assign(noise=0.004), target="loss", noise="noise")
+    assert fit.interval_method.startswith("profile")
+    quiet = []
+    for dof in (2, 10**9):
+        exponents, amplitudes = noise_draws(fit.problem, fit.solution, variance=1.0, dof=dof, draws=4000)
+        curves = (fit.problem.law.basis(exponents, fit.problem.axes) @ amplitudes[..., None])[..., 0]
+        quiet.append(np.quantile((curves - fit.problem.measured).std(axis=1), 0.1))
+    assert quiet[0] > 1.1 * quiet[1]
 
 
 def test_the_floor_is_for_the_noise_as_a_whole():

@@ -3,8 +3,9 @@
 Every draw adds noise to the fitted law and fits again from the optimum, all draws at once. Noise is of two kinds: what
 a row has of its own, and what all rows of a cluster (a curve, a family) share. How much is shared the residuals tell,
 and because a few curves tell it badly, every draw has a share and a variance of its own, as likely as the residuals
-make them; before, all shares between 0 and 1 are equally likely. Only what the parameters leave of the residuals is
-looked at (the restricted likelihood of Patterson and Thompson 1971). Why not a wild bootstrap:
+make them; before, nothing is shared with probability `NOTHING_SHARED`, else all shares between 0 and 1 are equally
+likely. Only what the parameters leave of the residuals is looked at (the restricted likelihood of Patterson and
+Thompson 1971). Why not a wild bootstrap, and why this prior:
 `docs/decisions/0017-noise-of-rows-and-curves.md`.
 
 B draws, n points, q exponents, k amplitudes, m places.
@@ -24,6 +25,8 @@ MIN_CLUSTERS = 5
 """With fewer, what they share cannot be told from the law; rows are drawn one by one instead."""
 SHARES = 400
 """Shares of the variance between 0 and 1 that are weighed, closer to each other towards 0: large clusters tell more."""
+NOTHING_SHARED = 0.25
+"""How likely it is before the residuals are seen that clusters share nothing: found by simulation, see the decision."""
 SEEN = 1e-3
 """A sum over a cluster is free if the parameters leave it this much of its size; the rest tells nothing of sharing."""
 DRAW_REL = 1e-8
@@ -143,12 +146,13 @@ def noise(
         share, weight, rest = np.zeros(1), np.ones(1), np.array([residuals @ residuals])
     else:
         steps = (np.arange(SHARES) + 0.5) / SHARES
-        share = steps**2
+        share = np.append(0.0, steps**2)
+        prior = np.append(NOTHING_SHARED, (1 - NOTHING_SHARED) * steps / steps.sum())  # steps: flat in the share
         between = (vectors.T @ sums[:, 0])[seen] ** 2 / sizes[seen]
         widened = 1 + (share / (1 - share))[:, None] * sizes[seen]
         rest = max(residuals @ residuals - between.sum(), 0.0) + (between / widened).sum(axis=1)
         likelihood = -0.5 * np.log(widened).sum(axis=1) - dof / 2 * np.log(np.maximum(rest, 1e-300))
-        weight = steps * np.exp(likelihood - likelihood.max())  # steps: the prior is flat in the share
+        weight = prior * np.exp(likelihood - likelihood.max())
     drawn = rng.choice(len(share), size=draws, p=weight / weight.sum())
     variance = rest[drawn] / rng.chisquare(dof, size=draws)
     # stated noise is a floor: chance agreement does not make it smaller
@@ -168,6 +172,7 @@ def noise_draws(
     rng = np.random.default_rng(seed)
     fitted = problem.model(solution.exponents, solution.amplitudes)
     size = np.sqrt(variance * dof / rng.chisquare(dof, size=(draws, 1)))
+    size = size if problem.relative else np.maximum(size, 1.0)  # stated noise is a floor, as for clusters
     scale = fitted / problem.measured if problem.relative and problem.scale == "plain" else 1.0
     measured = disturbed(problem, fitted, size * rng.normal(size=(draws, problem.num_points)) * scale)
     # noise that would take a loss below 0 is cut
