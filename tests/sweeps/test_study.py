@@ -3,7 +3,10 @@ import pytest
 from patchscale.costs.counts import count
 from patchscale.errors import UserError
 from patchscale.recipes import RECIPES
+from patchscale.sweeps.executors.base import Options
+from patchscale.sweeps.executors.local import LocalExecutor
 from patchscale.sweeps.plan import plan_study, totals
+from patchscale.sweeps.resources import resources_of
 from patchscale.sweeps.study import build_study, config_paths, load_study
 
 STUDY = """
@@ -229,3 +232,61 @@ def test_unknown_numbers_of_images_stay_unknown(tmp_path):
     assert totals([planned])["flops_train_total"] is None
     (fixed,) = plan_study(build_study(values, ["training.steps=10"]), tmp_path)
     assert fixed.flops_train_total == 320 * fixed.counts.flops_train
+
+
+def needing(resources, *overrides, **grid):
+    base = {"model": {"name": "vit_test"}, "data": {"name": "scenes"}}
+    grid = grid or {"patch_size": [16, 8], "img_size": [16, [16, 32]]}
+    return build_study({"study": "x", "base": base, "grid": grid, "resources": resources}, overrides)
+
+
+@pytest.mark.parametrize(
+    ("resources", "words"),
+    [
+        ({"where": "patch_size"}, r"resources\.where: expected settings with their values"),
+        ({"where": ["patch_size"]}, r"resources\.where: expected settings with their values"),
+        ({"where": None}, r"resources\.where: expected settings with their values"),
+        ({"where": {"patch_size": "small"}}, r"resources\.where\.patch_size: no value of this setting \(got 'small'\)"),
+        ({"where": {"patch_size": 4}}, r"resources\.where: no run has model\.patch_size in \[4\]"),
+        ({"where": {"patch_size": 8, "seed": 1}}, r"no run has model\.patch_size in \[8\] and seed in \[1\]"),
+        ({"time_h": float("inf")}, r"resources\.time_h: a number \(got inf\)"),
+        ({"memory_gib": float("nan")}, r"resources\.memory_gib: a number \(got nan\)"),
+        ({"gpus": 1.5}, r"resources\.gpus: a whole number, or a part of one GPU such as 0\.25 \(got 1\.5\)"),
+    ],
+)
+def test_resources_that_would_do_nothing_or_fail_later_are_refused(resources, words):
+    with pytest.raises(UserError, match=words):
+        needing([resources])
+
+
+@pytest.mark.parametrize(
+    ("where", "runs"), [({"patch_size": "16"}, 2), ({"img_size": [[16, 32]]}, 2), ({"img_size": [16, [16, 32]]}, 4)]
+)
+def test_resources_are_for_values_as_a_run_has_them(where, runs):
+    study = needing([{"where": where, "cpus": 8}])
+    assert sum(resources_of(config, study.resources).cpus == 8 for config in study.configs) == runs
+
+
+def test_an_override_may_leave_resources_without_a_run():
+    study = needing([{"where": {"patch_size": 8}, "cpus": 8}], "patch_size=16")
+    assert {resources_of(config, study.resources).cpus for config in study.configs} == {None}
+
+
+@pytest.mark.parametrize(
+    ("needs", "whole", "devices"),
+    [({}, None, 1), ({"gpus": 0, "processes": 4}, 0, 4), ({"gpus": 0.25}, 1, 1), ({"gpus": 2.0, "nodes": 3}, 2, 6)],
+)
+def test_gpus_are_whole_where_none_is_shared(needs, whole, devices):
+    study = needing([needs])
+    needs = resources_of(study.configs[0], study.resources)
+    assert (needs.whole_gpus, needs.devices) == (whole, devices)
+
+
+@pytest.mark.parametrize(("gpus", "has_room"), [(0, True), (0.5, False), (1, False), (None, False)])
+def test_a_run_without_gpus_takes_none_of_this_machine(monkeypatch, tmp_path, gpus, has_room):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    study = needing([] if gpus is None else [{"gpus": gpus}])
+    jobs = plan_study(study, tmp_path)
+    executor = LocalExecutor(jobs, Options(resources=study.resources))
+    executor.gpus.take("another", executor.gpus.gpus, 0)
+    assert executor.has_room(jobs[0]) is has_room

@@ -7,9 +7,12 @@
 Later entries win. None of it is part of a run's identity.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from patchscale.config import RunConfig
 
@@ -30,7 +33,7 @@ class Resources:
 
     nodes: int = 1
     gpus: float | None = None
-    """Of each node; a fraction shares a GPU (Ray)."""
+    """Of each node, whole ones, or a part of one: Ray lets runs share it, elsewhere it is a whole one."""
     processes: int | None = None
     """Of each node. Default: as many as GPUs, at least 1. More than one in all are started with torchrun."""
     cpus: int | None = None
@@ -50,9 +53,14 @@ class Resources:
         return self.processes or max(1, int(self.gpus or 0))
 
     @property
-    def devices(self) -> float:
-        """What hours are counted of: GPUs of all nodes, or processes where there are none."""
-        return self.nodes * (self.gpus or self.processes_per_node)
+    def whole_gpus(self) -> int | None:
+        """Of each node, where none is shared; None if nothing was said."""
+        return None if self.gpus is None else math.ceil(self.gpus)
+
+    @property
+    def devices(self) -> int:
+        """What hours are counted of: GPUs of all nodes, a shared one whole, or processes where there are none."""
+        return self.nodes * (self.whole_gpus or self.processes_per_node)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +106,11 @@ def _rule(entry: Any, place: str, path_of: Callable[[str], str | None], problems
     for name, value in entry.items():
         if name in NUMBERS:
             whole = NUMBERS[name] is int
-            if isinstance(value, bool) or not isinstance(value, int if whole else (int, float)) or value < 0:
+            is_number = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+            if not is_number or not math.isfinite(value) or value < 0:
                 problems.append(f"{place}.{name}: a {'whole ' if whole else ''}number (got {value!r})")
+            elif name == "gpus" and value > 1 and value % 1:
+                problems.append(f"{place}.gpus: a whole number, or a part of one GPU such as 0.25 (got {value!r})")
             elif value == 0 and name in ("nodes", "processes", "time_h"):
                 problems.append(f"{place}.{name}: more than 0 (got {value!r})")
             settings[name] = value
@@ -112,14 +123,34 @@ def _rule(entry: Any, place: str, path_of: Callable[[str], str | None], problems
             problems.append(f"{place}.{name}: no such resource; choose from {', '.join([*known, 'where'])}")
     if settings.get("nodes", 1) != 1 and isinstance(settings.get("gpus"), float) and settings["gpus"] % 1:
         problems.append(f"{place}: a fraction of a GPU cannot be shared by {settings['nodes']} nodes")
+    return ResourceRule(where=_where(entry.get("where", {}), f"{place}.where", path_of, problems), settings=settings)
+
+
+def _where(
+    given: Any, place: str, path_of: Callable[[str], str | None], problems: list[str]
+) -> dict[str, Sequence[Any]]:
+    if not isinstance(given, dict):
+        problems.append(f"{place}: expected settings with their values, such as {{patch_size: [2, 4]}} (got {given!r})")
+        return {}
     where: dict[str, Sequence[Any]] = {}
-    for name, value in (entry.get("where") or {}).items():
+    for name, value in given.items():
         path = path_of(str(name))
         if path is None:
-            problems.append(f"{place}.where.{name}: no such setting of a run")
-        else:
-            where[path] = value if isinstance(value, list) else [value]
-    return ResourceRule(where=where, settings=settings)
+            problems.append(f"{place}.{name}: no such setting of a run")
+            continue
+        try:
+            where[path] = [_as_in_config(path, each) for each in (value if isinstance(value, list) else [value])]
+        except ValidationError:
+            problems.append(f"{place}.{name}: no value of this setting (got {value!r})")
+    return where
+
+
+def _as_in_config(path: str, value: Any) -> Any:
+    """The value as a config has it: 16 for "16", a tuple for a list."""
+    section: Any = RunConfig
+    for name in path.split("."):
+        section = {each.name: each.type for each in fields(section)}[name]
+    return TypeAdapter(section).validate_python(value)
 
 
 def _at(config: RunConfig, path: str) -> Any:

@@ -122,6 +122,7 @@ def build_study(values: Mapping[str, Any], overrides: Sequence[str] = (), *, sou
         raise UserError(f"{source}: " + "; ".join(problems))
 
     configs, invalid, problems, repeats = _expand(base, stages, forced, grids)
+    problems += _idle_rules(resources, configs, {_overridden(text) for text in overrides})
     if invalid and not skip_invalid:
         problems.append(
             f"the patch does not divide the image in {'; '.join(invalid)}: "
@@ -290,6 +291,25 @@ def _apply_override(text: str, study: dict[str, Any], forced: dict[str, Any], gr
     else:
         forced.pop(_OTHER_DURATION.get(path, ""), None)
         forced[path] = value
+
+
+def _overridden(text: str) -> str:
+    """The dotted path, or the key of the study, that an override is about."""
+    name = parse_override(text)[0].removeprefix("grid.").removeprefix("base.")
+    return SHORT_NAMES.get(name, name)
+
+
+def _idle_rules(rules: Sequence[ResourceRule], configs: Sequence[RunConfig], overridden: set[str]) -> list[str]:
+    """Rules that hold for no run as the file has them, in words: overrides may well leave a rule without runs."""
+    idle = [
+        rule
+        for rule in rules
+        if configs and not overridden & {*rule.where, "recipe"} and not any(map(rule.holds_for, configs))
+    ]
+    return [
+        f"resources.where: no run has {' and '.join(f'{path} in {list(values)}' for path, values in rule.where.items())}"
+        for rule in idle
+    ]
 
 
 def _override_resources(study: dict[str, Any], name: str, value: Any) -> None:

@@ -78,7 +78,8 @@ class LocalExecutor:
             assert gpus is not None
             self.gpus.take(job.run_id, gpus, self._memory(job))
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(gpu.name for gpu in gpus)
-            self._limit_memory(job, gpus[0].memory_bytes)
+            if gpus:
+                self._limit_memory(job, gpus[0].memory_bytes)
         processes = self._resources(job).processes_per_node
         arguments = (str(job.run.path), environment, self.threads, self.options.retry_failed, processes)
         process = self._context.Process(target=_child, args=arguments, name=job.run_id)
@@ -135,7 +136,8 @@ class LocalExecutor:
         return resources_of(job.config, self.options.resources)
 
     def _number_of_gpus(self, job: PlannedRun) -> int:
-        return max(1, int(self._resources(job).gpus or 1))
+        number = self._resources(job).whole_gpus
+        return 1 if number is None else number
 
     def _memory(self, job: PlannedRun) -> int:
         """What the run is predicted to take of each GPU; asked only where several share one."""
