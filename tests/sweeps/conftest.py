@@ -38,7 +38,7 @@ class Recorder(SweepWatcher):
         self.messages: list[str] = []
         self.when_running, self.at_step = when_running, at_step
 
-    def started(self, job, workers):
+    def handed_over(self, job, workers):
         self.started_runs.append(job.config.run_id)
 
     def looked(self, running):

@@ -1,5 +1,8 @@
 """In which order runs start, whom a GPU is shared with, and what a study may cost."""
 
+import os
+import time
+
 import pytest
 
 from patchscale.runs.record import RunDirectory, append_jsonl
@@ -75,9 +78,9 @@ def test_no_more_than_so_many_runs_share_a_gpu():
     assert unknown.find(1, 0) is None, "of a device of unknown memory nobody takes a part"
 
 
-def finish(item, hours):
+def finish(item, hours, **results):
     run = RunDirectory.create(item.run.path.parent.parent, item.run.path.parent.name, item.config)
-    run.write_json("result.json", {"wall_time_s": 3600 * hours})
+    run.write_json("result.json", {"wall_time_s": 3600 * hours, **results})
 
 
 def test_a_budget_is_never_exceeded_by_what_is_predicted(tiny, tmp_path):
@@ -114,3 +117,46 @@ def test_hours_of_a_named_device_need_no_runs(tiny, tmp_path):
     assert 0 < Ledger([item], device="h100").left_hours(item) < 1
     assert Ledger([item]).left_hours(item) is None
     assert Ledger([item]).spent_hours == 0
+
+
+def held(run, *hours, end="released"):
+    """Leave claims of processes that held the run so long, one after the other; the last one ended like this."""
+    now = time.time()
+    for number, duration_h in enumerate(hours, 1):
+        with run.lock():
+            pass
+        claim = run.claims_path / f"{number:06d}.json"
+        os.utime(claim, (now, now - 3600 * duration_h))
+        for suffix in (".beat", ".released"):
+            os.utime(claim.with_suffix(suffix), (now, now))
+    if end == "killed":
+        claim.with_suffix(".released").unlink()
+
+
+def test_work_that_was_lost_counts(tiny, tmp_path):
+    study = tiny("resources.processes=2", patch_size=[16, 8])
+    first, second = planned = plan_study(study, tmp_path)
+    run = RunDirectory.create(tmp_path, study.name, first.config)
+    held(run, 1.0, 0.5, 0.25, end="killed")
+    run.write_status("interrupted", step=4, steps=8)
+    ledger = Ledger(planned, resources=study.resources)
+    assert ledger.spent_hours == pytest.approx(2 * 1.75), "though nothing was ever logged"
+    assert ledger.left_hours(first) == pytest.approx(2 * 1.75), "half of it is done"
+    assert not Budget(3.4, ledger).allows(second, ())
+    assert Budget(3.4, ledger).is_spent([first])
+    finish(first, 0.1)
+    budget = Budget(10, ledger)
+    budget.ended(first)
+    assert ledger.spent_hours == pytest.approx(2 * 1.75), "more than the attempt that came to the end"
+
+
+def test_a_run_has_as_many_devices_as_it_had_processes_unless_resources_tell(tiny, tmp_path):
+    study = tiny(patch_size=[16, 8, 4])
+    done, begun, queued = planned = plan_study(study, tmp_path)
+    finish(done, 1.0, world_size=16)
+    run = RunDirectory.create(tmp_path, study.name, begun.config)
+    held(run, 1.0)
+    run.write_json("environment.json", {"ranks": [{"host": "a"}, {"host": "b"}]})
+    assert Ledger(planned).used == pytest.approx({done.run_id: 16, begun.run_id: 2, queued.run_id: 0})
+    rules = tiny("resources.gpus=4").resources
+    assert Ledger(planned, resources=rules).used == pytest.approx({done.run_id: 4, begun.run_id: 4, queued.run_id: 0})

@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from patchscale.cli.early_fit import EarlyFit
 from patchscale.errors import UserError
 from patchscale.reports.words import duration, percent, plural
 from patchscale.runs.record import RunDirectory
@@ -19,25 +20,35 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+MOST_BARS = 20
+"""Further runs are in the line of all runs only."""
+
+
 @contextmanager
 def watch_sweep(*, fit_in: Path | None = None) -> Iterator[SweepWatcher]:
-    """A watcher that suits stderr; it fits the law to the runs in `fit_in` whenever one has finished."""
+    """A watcher that suits stderr; it fits the law to the runs in `fit_in` as they finish."""
     if not sys.stderr.isatty():
-        yield _Lines(fit_in)
+        lines = _Lines(fit_in)
+        yield lines
+        lines.fit(last=True)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=Console(stderr=True), transient=True, refresh_per_second=4) as progress:
-        yield _Bars(progress, fit_in)
+        bars = _Bars(progress, fit_in)
+        yield bars
+        bars.fit(last=True)
 
 
 class _Events(SweepWatcher):
     """Counts, and a line for each event."""
 
     def __init__(self, fit_in: Path | None = None) -> None:
-        self.fit_in = fit_in
+        self.early_fit = None if fit_in is None else EarlyFit(fit_in)
+        self.unfitted = False
+        """Whether runs have finished since the last fit."""
         self.total = self.ended_count = self.failed_count = 0
         self.clock = _TimeLeft()
 
@@ -50,7 +61,7 @@ class _Events(SweepWatcher):
         if todo:
             self.message("starting (torch is imported once, for all runs)")
 
-    def started(self, job: PlannedRun, workers: int) -> None:
+    def started(self, job: PlannedRun) -> None:
         self.clock.start()
 
     def ended(self, job: PlannedRun, state: str, message: str) -> None:
@@ -59,10 +70,14 @@ class _Events(SweepWatcher):
         self.clock.end(job)
         outcome = _result_words(job.run) if state == "done" else message
         self.message(f"[{self.ended_count}/{self.total}] {state}: {label(job)}{': ' if outcome else ''}{outcome}")
-        if self.fit_in is not None and state == "done":
-            from patchscale.cli.early_fit import early_fit
+        self.unfitted |= state == "done"
+        self.fit()
 
-            for line in early_fit(self.fit_in):
+    def fit(self, *, last: bool = False) -> None:
+        """Tell of a fit of all that has finished, unless there was one a moment ago."""
+        if self.early_fit is not None and self.unfitted and (lines := self.early_fit.again(last=last)) is not None:
+            self.unfitted = False
+            for line in lines:
                 self.message(line)
 
     def left_alone(self, job: PlannedRun) -> None:
@@ -70,8 +85,8 @@ class _Events(SweepWatcher):
 
 
 class _Lines(_Events):
-    def started(self, job: PlannedRun, workers: int) -> None:
-        super().started(job, workers)
+    def started(self, job: PlannedRun) -> None:
+        super().started(job)
         self.message(f"started: {label(job)} -> {job.run.log_path}")
 
     def message(self, text: str) -> None:
@@ -92,15 +107,17 @@ class _Bars(_Events):
 
     def looked(self, running: Sequence[PlannedRun]) -> None:
         shares = {job.run_id: share_done(job.run) for job in running}
+        for run_id in self.bars.keys() - shares.keys():
+            self.progress.remove_task(self.bars.pop(run_id))
         for job in running:
             bar = self.bars.get(job.run_id)
             if bar is None:
+                if len(self.bars) == MOST_BARS:
+                    continue
                 bar = self.progress.add_task(label(job), total=1.0, note="")
                 self.bars[job.run_id] = bar
             share = shares[job.run_id]
             self.progress.update(bar, completed=share, note=percent(share, 0) if share else "starting")
-        for run_id in self.bars.keys() - shares.keys():
-            self.progress.remove_task(self.bars.pop(run_id))
         if self.overall is not None:
             failed = f", {self.failed_count} failed" if self.failed_count else ""
             left = self.clock.seconds_left(running, shares)

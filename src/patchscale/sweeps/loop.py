@@ -25,6 +25,8 @@ from patchscale.sweeps.watch import SweepWatcher
 LOOK_EVERY_S = 0.25
 LOOK_ELSEWHERE_EVERY_S = 1.0
 """Runs that others hold."""
+LOOKS_PER_S = 50
+"""At so many runs at most: the files of a thousand that wait in a queue are on a file system that others share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +60,13 @@ class _Loop:
         """Another process holds them, or those that they go on from."""
         self.ended: set[str] = set()
         self.attempts: dict[str, int] = {}
-        """Of the runs started here: how often they had been claimed before."""
+        """Of the runs handed over here: how often they had been claimed before."""
+        self.begun: set[str] = set()
+        """Those of them whose process has claimed the run since."""
         self.any_trained = False
         self.stopped = ""
         """Why no further run is started."""
-        self.looked_elsewhere = time.monotonic()
+        self.looked = self.looked_elsewhere = time.monotonic()
 
     def run(self, stop: StopRequests) -> None:
         adopted = self.executor.adopt(self.waiting)
@@ -76,16 +80,13 @@ class _Loop:
                 self._start()
             for job, ending in self.executor.ended(timeout_s=LOOK_EVERY_S):
                 self._settle(job, ending, stopping=stop.received is not None)
-            running = list(self.executor.running)
-            self.watcher.looked(running)
+            if self._is_due(self.looked, LOOK_EVERY_S, len(self.executor.running)):
+                self._look(stopping=stop.received is not None)
             if stop.received:
                 if self.executor.stop(stop.received):
                     self.watcher.message("stopping: running runs finish their step and save; Ctrl-C again kills them")
                 if not self.executor.running:
                     raise SweepInterrupted(stop.received)
-            elif self.rules.budget is not None and not self.stopped and self.rules.budget.is_spent(running):
-                self._stop_starting(f"the budget is spent: {self.rules.budget.words(running)}; running runs save")
-                self.executor.stop(signal.SIGINT)
             self._look_elsewhere()
             if self._is_over():
                 return
@@ -93,12 +94,15 @@ class _Loop:
     def _start(self) -> None:
         """Hand over what may start, as far as there is room."""
         here = {job.run_id for job in (*self.waiting, *self.executor.running)}
+        budget, handed_over = self.rules.budget, 0
+        expected_hours = None if budget is None else budget.expected_hours(self.executor.running)
         for job in tuple(self.waiting):
             if not self.executor.has_room(job):
                 break
             if job.former is not None and job.former.run_id in here:
                 continue
-            if self.rules.budget is not None and not self.rules.budget.allows(job, self.executor.running):
+            alone = not self.executor.running
+            if budget is not None and not budget.has_room(job, expected_hours=expected_hours, alone=alone):
                 continue
             state, message = current_stage(job, retry_failed=self.rules.retry_failed, tried=self.ended)
             if state == "waits":
@@ -111,18 +115,49 @@ class _Loop:
             elif state == "open":
                 self.attempts[job.run_id] = job.run.attempt()
                 self.executor.start(job)
-                self.watcher.started(job, self.executor.workers)
+                self.watcher.handed_over(job, self.executor.workers)
+                handed_over += 1
+                if budget is not None:
+                    expected_hours = budget.expected_hours(self.executor.running)
             else:  # another sweep has carried it out since it was planned
                 self._end(job, state, message)
         self.executor.flush()
+        if handed_over > 1:
+            self.watcher.message(f"{handed_over} runs are handed over")
+
+    def _look(self, *, stopping: bool) -> None:
+        """At the runs under way; of those that wait in a queue only whether they have begun."""
+        self.looked = time.monotonic()
+        under_way = [job for job in self.executor.running if self._has_begun(job)]
+        self.watcher.looked(under_way)
+        budget = self.rules.budget
+        if budget is not None and not stopping and not self.stopped and budget.is_spent(under_way):
+            self._stop_starting(f"the budget is spent: {budget.words(under_way)}; running runs save")
+            self.executor.stop(signal.SIGINT)
+
+    def _has_begun(self, job: PlannedRun) -> bool:
+        if job.run_id not in self.begun and job.run.attempt() > self.attempts[job.run_id]:
+            self.begun.add(job.run_id)
+            self.watcher.started(job)
+        return job.run_id in self.begun
+
+    @staticmethod
+    def _is_due(before: float, every_s: float, runs: int) -> bool:
+        return time.monotonic() - before >= max(every_s, runs / LOOKS_PER_S)
 
     def _settle(self, job: PlannedRun, ending: Ending, *, stopping: bool) -> None:
         verdict = judge(job.run, ending, before=self.attempts[job.run_id], stopping=stopping)
         if verdict.state == "running":
+            self.begun.discard(job.run_id)
             self.held.append(job)
             return
+        self._has_begun(job)  # between two looks, perhaps
+        self.begun.discard(job.run_id)
         if not stopping and not self.stopped:
-            retry = self._decide(job, verdict, ending)
+            try:
+                retry = self._decide(job, verdict, ending)
+            except UserError as error:  # a damaged file of this run, which the others have no part in
+                retry, verdict = Retry(again=False), replace(verdict, message=f"{verdict.message}; {error}")
             if retry.again:
                 # A sweep that goes on after this one was killed must find it open.
                 write_down(
@@ -133,6 +168,7 @@ class _Loop:
                     f"{verdict.kind or verdict.state}: {job.run_id}: {verdict.message}; again, {retry.reason}"
                 )
                 self.waiting.insert(0, job)
+                self._take_note(job)
                 return
             if retry.stops_study:
                 self._stop_starting(f"no further run is started: {retry.reason}; --keep-going starts them all the same")
@@ -148,9 +184,12 @@ class _Loop:
     def _end(self, job: PlannedRun, state: str, message: str) -> None:
         self.ended.add(job.run_id)
         self.any_trained |= state == "done"
+        self._take_note(job)
+        self.watcher.ended(job, state, message)
+
+    def _take_note(self, job: PlannedRun) -> None:
         if self.rules.budget is not None:
             self.rules.budget.ended(job)
-        self.watcher.ended(job, state, message)
 
     def _stop_starting(self, why: str) -> None:
         self.stopped = why
@@ -158,7 +197,7 @@ class _Loop:
 
     def _look_elsewhere(self) -> None:
         """Take back what is no longer held."""
-        if not self.held or time.monotonic() - self.looked_elsewhere < LOOK_ELSEWHERE_EVERY_S:
+        if not self.held or not self._is_due(self.looked_elsewhere, LOOK_ELSEWHERE_EVERY_S, len(self.held)):
             return
         self.looked_elsewhere = time.monotonic()
         for job in tuple(self.held):
@@ -173,9 +212,12 @@ class _Loop:
         if self.stopped:
             return True
         if self.waiting:
-            budget = self.rules.budget
-            startable = [job for job in self.waiting if job.former is None or job.former not in self.waiting]
-            if budget is None or any(budget.allows(job, ()) for job in startable):
+            budget, waiting = self.rules.budget, {job.run_id for job in self.waiting}
+            startable = [job for job in self.waiting if job.former is None or job.former.run_id not in waiting]
+            if budget is None:
+                return False
+            expected_hours = budget.expected_hours(())
+            if any(budget.has_room(job, expected_hours=expected_hours, alone=True) for job in startable):
                 return False
             self.watcher.message(f"{len(self.waiting)} runs are left: {budget.words(())}")
             self.waiting = []

@@ -50,13 +50,13 @@ def decide(run: RunDirectory, verdict: Verdict, ending: Ending, *, processes: in
         return Retry(again=False)
     retry = _after_failure(run, verdict, ending, processes=processes, any_trained=any_trained)
     if not retry.again and verdict.kind in RETRIED_LATER:
-        run.write_json(FILE, (run.read_json(FILE) or {}) | {"given_up": True})
+        run.write_json(FILE, _record(run) | {"given_up": True})
     return retry
 
 
 def reconsider(run: RunDirectory, verdict: Verdict, *, processes: int) -> bool:
     """Whether a run that failed while no sweep looked is tried again; it is open then."""
-    if verdict.kind not in RETRIED_LATER or "given_up" in (run.read_json(FILE) or {}) or run.is_locked():
+    if verdict.kind not in RETRIED_LATER or "given_up" in _record(run) or run.is_locked():
         return False
     if not decide(run, verdict, Ending(exit_code=1), processes=processes, any_trained=True).again:
         return False
@@ -84,15 +84,14 @@ def _after_failure(run: RunDirectory, verdict: Verdict, ending: Ending, *, proce
 
 def with_retries(run: RunDirectory, config: RunConfig) -> RunConfig:
     """`config` with what earlier attempts have taught about its execution."""
-    learned = (run.read_json(FILE) or {}).get("execution")
+    learned = _record(run).get("execution")
     return _changed(config, learned) if learned else config
 
 
 def forget(run: RunDirectory) -> None:
     """Count from 0 again; what was learned about memory is kept."""
-    record = run.read_json(FILE)
-    if record is not None:
-        run.write_json(FILE, {"execution": record["execution"]} if "execution" in record else {})
+    if (run.path / FILE).exists():
+        run.write_json(FILE, {name: value for name, value in _record(run).items() if name == "execution"})
 
 
 def set_execution(run: RunDirectory, settings: Mapping[str, Any]) -> None:
@@ -103,10 +102,7 @@ def set_execution(run: RunDirectory, settings: Mapping[str, Any]) -> None:
 
 def _again(run: RunDirectory, kind: str, limit: int) -> Retry:
     """Count an attempt that got no further than the one before, and say whether there may be another."""
-    try:
-        record = run.read_json(FILE) or {}
-    except UserError:
-        record = {}
+    record = _record(run)
     with suppress(UserError):
         step = (run.read_json("status.json") or {}).get("step") or 0
         before = record.get(kind, {"count": 0, "step": 0})
@@ -133,9 +129,16 @@ def _with_less_memory(run: RunDirectory) -> str | None:
         words = f"in parts of {size // 2} images of the same batch"
     else:
         return None
-    run.write_json(FILE, (run.read_json(FILE) or {}) | {"execution": settings})
+    run.write_json(FILE, _record(run) | {"execution": settings})
     set_execution(run, settings)
     return words
+
+
+def _record(run: RunDirectory) -> dict[str, Any]:
+    """What retries.json has; a damaged one counts from 0 again."""
+    with suppress(UserError):
+        return run.read_json(FILE) or {}
+    return {}
 
 
 def _changed(config: RunConfig, settings: Mapping[str, Any]) -> RunConfig:

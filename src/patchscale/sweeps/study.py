@@ -306,10 +306,8 @@ def _idle_rules(rules: Sequence[ResourceRule], configs: Sequence[RunConfig], ove
         for rule in rules
         if configs and not overridden & {*rule.where, "recipe"} and not any(map(rule.holds_for, configs))
     ]
-    return [
-        f"resources.where: no run has {' and '.join(f'{path} in {list(values)}' for path, values in rule.where.items())}"
-        for rule in idle
-    ]
+    described = [" and ".join(f"{path} in {list(values)}" for path, values in rule.where.items()) for rule in idle]
+    return [f"resources.where: no run has {words}" for words in described]
 
 
 def _override_resources(study: dict[str, Any], name: str, value: Any) -> None:

@@ -11,11 +11,14 @@ class SweepWatcher:
     def planned(self, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> None:
         """All runs of the study, and those that will be carried out."""
 
-    def started(self, job: PlannedRun, workers: int) -> None:
-        """A run has started, on one of so many workers."""
+    def handed_over(self, job: PlannedRun, workers: int) -> None:
+        """A run was given to the executor, which carries out so many at a time; it may wait in a queue."""
+
+    def started(self, job: PlannedRun) -> None:
+        """The process of a run has begun."""
 
     def looked(self, running: Sequence[PlannedRun]) -> None:
-        """Called a few times a second with the runs under way; their files say how far they are."""
+        """Called again and again with the runs that have begun; their files say how far they are."""
 
     def ended(self, job: PlannedRun, state: str, message: str) -> None:
         """A run has ended as done, failed or interrupted."""
