@@ -1,6 +1,7 @@
 """COCO's annotations: masks equal pycocotools', boxes are cut, gaps are closed, and what is wrong is named."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -115,6 +116,24 @@ BROKEN_ANNOTATIONS = {
     r"bbox \[1, 2, 3\] is no box; expected four numbers": annotation(5, 10, bbox=(1, 2, 3)),
     r"bbox \[1, 2, 3, nan\] is no box": annotation(5, 10, bbox=(1, 2, 3, float("nan"))),
     "segmentation is neither polygons nor run lengths": annotation(5, 10, segmentation="all of it"),
+    r"image_id \[10\] is not that of any image": annotation(5, [10]),
+    r"category_id {} is not that of any category": annotation(5, 10, {}),
+    r"bbox \[True, 2, 3, 4\] is no box": annotation(5, 10, bbox=(True, 2, 3, 4)),
+    r"bbox \[1, 2, 10+, 4\] is no box": annotation(5, 10, bbox=(1, 2, 10**400, 4)),
+    "area 'large' is no number of pixels": annotation(5, 10, area="large"),
+    "area nan is no number of pixels": annotation(5, 10, area=float("nan")),
+    "area -3 is no number of pixels": annotation(5, 10, area=-3),
+    "iscrowd '0' is neither 0 nor 1": annotation(5, 10, iscrowd="0"),
+    r"segmentation is no list of polygons; expected \[\[x1": annotation(5, 10, segmentation=L_SHAPE[0]),
+    "segmentation is no list of polygons": annotation(5, 10, segmentation=[[[5, 5], [15, 5], [15, 20]]]),
+    "segmentation is no list of polygons;": annotation(5, 10, segmentation=[{"size": [30, 40], "counts": [1200]}]),
+    "segmentation is no list of polygons; ": annotation(5, 10, segmentation=[[None] * 6]),
+    "a polygon of 7 numbers; expected x and y": annotation(5, 10, segmentation=[[5, 5, 15, 5, 15, 20, 7]]),
+    "a polygon with coordinates that are none in pixels": annotation(5, 10, segmentation=[[1e12, 5, 15, 5, 15, 20]]),
+    r"a polygon with coordinates .*beyond": annotation(5, 10, segmentation=[[5, float("nan"), 15, 5, 15, 20]]),
+    "run lengths need size": annotation(5, 10, segmentation={"size": [30, 40]}),
+    r"run lengths need size \(height": annotation(5, 10, segmentation={"size": "all", "counts": [1200]}),
+    "run lengths need size .* whole numbers": annotation(5, 10, segmentation={"size": [30, 40], "counts": [0.5]}),
 }
 
 
@@ -124,7 +143,19 @@ def test_a_broken_annotation_is_named(coco, words):
         list_coco(coco(BROKEN_ANNOTATIONS[words]))
 
 
+def images(**changes):
+    return {"images": [{"id": 1, "file_name": "0.png", "height": 30, "width": 40} | changes]}
+
+
 BROKEN_FILES = {
+    r"image with the id '\[1\]'; expected a number or a text": images(id=[1]),
+    "image 1: file_name 5 is no name of a file": images(file_name=5),
+    "image 1: height '30' is no number of pixels": images(height="30"),
+    "image 1: height 30.5 is no number of pixels": images(height=30.5),
+    "image 1: width 0 is no number of pixels": images(width=0),
+    "images 1 and 2 are both 0.png": {"images": images()["images"] + images(id=2)["images"]},
+    "ids of categories are numbers and texts": {"categories": [{"id": 1}, {"id": "1"}]},
+    "categories 3 and 7 are both named 'cat'": {"categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}]},
     "two image entries have the id 1": {"images": 2 * [{"id": 1, "file_name": "0.png", "height": 30, "width": 40}]},
     "image without 'width'": {"images": [{"id": 1, "file_name": "0.png", "height": 30}]},
     "two category entries have the id 3": {"categories": [{"id": 3}, {"id": 3}]},
@@ -141,6 +172,26 @@ BROKEN_FILES = {
 def test_a_broken_file_is_named(coco, words):
     with pytest.raises(UserError, match=words):
         list_coco(coco(**BROKEN_FILES[words]))
+
+
+def test_reading_takes_little_more_than_the_file(coco):
+    """COCO's own has half a gigabyte: as lists of floats its coordinates would take three times that."""
+    outline = np.random.default_rng(0).uniform(0, 30, 400).round(2).tolist()
+    root = coco(*(annotation(n, 10 + n % 3, segmentation=[outline]) for n in range(1000)), parts=("train2017",))
+    file_bytes = (root / "annotations" / "instances_train2017.json").stat().st_size
+    tracemalloc.start()
+    try:
+        data = list_coco(root)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 4.5 * file_bytes
+    assert kept < 2 * file_bytes
+    assert len(data.parts["train"].take(np.array([2, 0])).objects(1)) == 334  # of picture 0
+
+
+def test_polygons_of_two_points_are_no_masks_of_their_own(coco):
+    assert not list_coco(coco(annotation(1, 10, segmentation=[[1, 1, 5, 5]]))).has_masks
 
 
 def test_what_is_not_there_is_named(coco, tmp_path):

@@ -6,12 +6,9 @@
 What follows `instances_` names the folder of pictures, and its beginning the part: train, val or test.
 """
 
-import json
-import math
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
-from hashlib import blake2b
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from patchscale.data.coco_annotations import NO_MASK, PackedObjects, read_annotations
 from patchscale.data.decoding import decode_rgb
 from patchscale.data.folders import PARTS
 from patchscale.data.objects import Objects
@@ -36,8 +34,10 @@ class CocoList:
     pictures: list[str]
     sizes: NDArray[np.int64]
     """[N, 2]: height and width."""
-    annotations: list[bytes]
-    """Of each picture, as JSON: a fraction of the memory that lists of lists would take."""
+    packed: PackedObjects
+    """Of the whole file, whatever pictures were taken."""
+    places: NDArray[np.int64]
+    """[N]: number of each picture in `packed`."""
     labels: NDArray[np.int64]
     """Zeros: a picture has no class."""
 
@@ -66,56 +66,56 @@ class CocoList:
     def objects(self, index: int) -> Objects:
         """The objects of a picture; raises `UserError` naming the annotation whose mask does not fit."""
         size = (int(self.sizes[index, 0]), int(self.sizes[index, 1]))
-        found = json.loads(self.annotations[index])
-        boxes = np.array([each["box"] for each in found], np.float32).reshape(-1, 4)
+        packed, places = self.packed, self.packed.of(int(self.places[index]))
+        some = slice(places.start, places.stop)
+        boxes = packed.boxes[some].astype(np.float32)
         masks = []
-        for box, each in zip(boxes, found, strict=True):
+        for box, place in zip(boxes, places, strict=True):
+            segmentation = packed.segmentation(place)
             try:
-                mask = None if each["segmentation"] is None else from_segmentation(each["segmentation"], size)
+                mask = None if segmentation is None else from_segmentation(segmentation, size)
             except Exception as error:
                 raise UserError(
-                    f"{self.name(index)}: annotation {each['id']}: {error}; mend its segmentation"
+                    f"{self.name(index)}: annotation {packed.ids[place]}: {error}; mend its segmentation"
                 ) from None
             masks.append(of_box(box, size) if mask is None else mask)
-        areas = [
-            mask_area(mask) if each["area"] is None else each["area"] for mask, each in zip(masks, found, strict=True)
-        ]
+        areas = packed.areas[some].copy()
+        for number in np.flatnonzero(np.isnan(areas)):
+            areas[number] = mask_area(masks[number])
         return Objects(
             size=size,
             boxes=boxes,
-            labels=np.array([each["label"] for each in found], np.int64),
+            labels=packed.labels[some].astype(np.int64),
             masks=masks,
-            crowd=np.array([each["crowd"] for each in found], np.bool_),
-            areas=np.array(areas, np.float64),
+            crowd=packed.crowd[some].copy(),
+            areas=areas,
         )
 
     def take(self, indices: NDArray[np.int64]) -> "CocoList":
         """The pictures at these places."""
-        chosen = indices.tolist()
-        return CocoList(
-            folder=self.folder,
-            pictures=[self.pictures[i] for i in chosen],
+        return replace(
+            self,
+            pictures=[self.pictures[i] for i in indices.tolist()],
             sizes=self.sizes[indices],
-            annotations=[self.annotations[i] for i in chosen],
+            places=self.places[indices],
             labels=self.labels[indices],
         )
 
     def lines(self) -> Iterator[str]:
         """Name and checksum of the annotations of every picture."""
-        for picture, annotations in zip(self.pictures, self.annotations, strict=True):
-            yield f"{picture}\t{blake2b(annotations, digest_size=16).hexdigest()}"
+        for picture, place in zip(self.pictures, self.places.tolist(), strict=True):
+            yield f"{picture}\t{self.packed.checksum(place)}"
 
     def counts(self, class_names: list[str]) -> dict[str, int]:
         """Objects by class, without the background; crowds count as one."""
-        counts = np.zeros(len(class_names), np.int64)
-        for annotations in self.annotations:
-            for each in json.loads(annotations):
-                counts[each["label"]] += 1
+        of_pictures = np.repeat(np.arange(len(self.packed.first) - 1), np.diff(self.packed.first))
+        ours = self.packed.labels[np.isin(of_pictures, self.places)]
+        counts = np.bincount(ours, minlength=len(class_names))
         return {name: int(count) for name, count in zip(class_names[1:], counts[1:], strict=True)}
 
     def without_objects(self) -> int:
         """Pictures that show nothing: they are background for training, and counted in evaluation."""
-        return sum(annotations == b"[]" for annotations in self.annotations)
+        return int((np.diff(self.packed.first)[self.places] == 0).sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,97 +166,21 @@ def _files(root: Path) -> dict[str, Path]:
     return {part: files[part] for part in PARTS if part in files}
 
 
-def _read(path: Path, root: Path) -> tuple[CocoList, dict[int, str], int, int]:
+def _read(path: Path, root: Path) -> tuple[CocoList, dict[Any, str], int, int]:
     """Pictures with objects, class names by category id in its order, empty boxes left out, objects with masks."""
-    try:
-        values = json.loads(path.read_bytes())
-        images, annotations, categories = (list(values[name]) for name in ("images", "annotations", "categories"))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        words = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
-        raise UserError(
-            f"{path}: cannot be read as COCO annotations ({words}); it needs images, annotations and categories"
-        ) from None
-    names = _unique(categories, "category", path)
-    class_names = {number: str(names[number].get("name", number)) for number in sorted(names)}
-    label_of = {number: label for label, number in enumerate(class_names, 1)}
-    by_id = _unique(images, "image", path)
-    if not by_id or not label_of:
-        raise UserError(f"{path}: no {'categories' if by_id else 'images'} in it")
-    objects: dict[int, list[dict[str, Any]]] = {number: [] for number in by_id}
-    empty = with_masks = 0
-    for annotation in annotations:
-        each = _object(annotation, by_id, label_of, path)
-        if each is None:
-            empty += 1
-        else:
-            with_masks += each["segmentation"] is not None
-            objects[annotation["image_id"]].append(each)
+    found = read_annotations(path)
     folder = root / path.stem.removeprefix(PREFIX)
-    pictures = [image["file_name"] for image in by_id.values()]
-    _require_files(folder, pictures)
+    _require_files(folder, found.pictures)
+    number = len(found.pictures)
     listed = CocoList(
         folder=folder,
-        pictures=pictures,
-        sizes=np.array([[image["height"], image["width"]] for image in by_id.values()], np.int64),
-        annotations=[json.dumps(of_image, separators=(",", ":")).encode() for of_image in objects.values()],
-        labels=np.zeros(len(by_id), np.int64),
+        pictures=found.pictures,
+        sizes=found.sizes,
+        packed=found.objects,
+        places=np.arange(number),
+        labels=np.zeros(number, np.int64),
     )
-    return listed, class_names, empty, with_masks
-
-
-def _unique(entries: list[Any], what: str, path: Path) -> dict[int, dict[str, Any]]:
-    """Entries by id; of images all that is needed has to be there."""
-    needed = {"image": ("id", "file_name", "height", "width"), "category": ("id",)}[what]
-    found: dict[int, dict[str, Any]] = {}
-    for entry in entries:
-        missing = [name for name in needed if not isinstance(entry, dict) or name not in entry]
-        if missing:
-            raise UserError(f"{path}: {what} without {missing[0]!r}: {str(entry)[:80]}")
-        if entry["id"] in found:
-            raise UserError(f"{path}: two {what} entries have the id {entry['id']}; ids must differ")
-        found[entry["id"]] = entry
-    return found
-
-
-def _object(
-    annotation: Any, images: dict[int, dict[str, Any]], label_of: dict[int, int], path: Path
-) -> dict[str, Any] | None:
-    """What is kept of an annotation, its box cut at the picture's border; None if nothing of it is left."""
-    number = annotation.get("id") if isinstance(annotation, dict) else None
-    problem = _problem(annotation, images, label_of)
-    if problem:
-        raise UserError(f"{path}: annotation {number}: {problem}")
-    left, top, width, height = (float(side) for side in annotation["bbox"])
-    image = images[annotation["image_id"]]
-    box = [max(left, 0.0), max(top, 0.0), min(left + width, image["width"]), min(top + height, image["height"])]
-    if box[2] <= box[0] or box[3] <= box[1]:
-        return None
-    return {
-        "id": number,
-        "box": box,
-        "label": label_of[annotation["category_id"]],
-        "segmentation": annotation.get("segmentation") or None,
-        "area": annotation.get("area"),
-        "crowd": bool(annotation.get("iscrowd", 0)),
-    }
-
-
-def _problem(annotation: Any, images: dict[int, Any], label_of: dict[int, int]) -> str:
-    """What is wrong with an annotation, in words; nothing of the kind: empty."""
-    if not isinstance(annotation, dict):
-        return f"expected names with values, got {str(annotation)[:40]}"
-    if annotation.get("image_id") not in images:
-        return f"image_id {annotation.get('image_id')!r} is not that of any image"
-    if annotation.get("category_id") not in label_of:
-        return f"category_id {annotation.get('category_id')!r} is not that of any category"
-    box = annotation.get("bbox")
-    numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(side, int | float) for side in box)
-    if not numbers or not all(math.isfinite(side) for side in box or ()):
-        return f"bbox {box!r} is no box; expected four numbers: left, top, width, height in pixels"
-    segmentation = annotation.get("segmentation")
-    if not isinstance(segmentation, list | dict | None):
-        return "segmentation is neither polygons nor run lengths"
-    return ""
+    return listed, found.class_names, found.empty_boxes, int((found.objects.kinds != NO_MASK).sum())
 
 
 def _require_files(folder: Path, pictures: list[str]) -> None:
