@@ -11,13 +11,15 @@ from tests.models.test_contract import TIMM_NAMES
 
 from patchscale.config import build_config
 from patchscale.data.datasets import load_splits
+from patchscale.data.objects import Objects
+from patchscale.data.run_lengths import encode_masks
 from patchscale.errors import UserError
 from patchscale.head_shapes import HEADS
 from patchscale.models import create_model
 from patchscale.runs.record import RunDirectory
 from patchscale.shapes import SHAPES
 from patchscale.tasks import build_task
-from patchscale.tasks.detection import DetectionTask, build_head, in_the_picture
+from patchscale.tasks.detection import DetectionMeter, DetectionTask, build_head, in_the_picture
 from patchscale.training.evaluate import evaluate
 from patchscale.training.evaluate_file import load_file, split_of
 from patchscale.training.loop import run_training
@@ -223,6 +225,31 @@ def test_boxes_beside_the_picture_are_left_out():
     found, shown = in_the_picture(boxes, (0.5, 0.25), (40, 50))
     assert shown.tolist() == [0, 2]
     assert found.tolist() == [[0, 0, 40, 40], [0, 0, 50, 40]]
+
+
+def test_a_mask_that_reaches_beyond_the_picture_keeps_its_place():
+    """Of a canvas of 80 px the left half is the picture; the object fills its box as far as the border."""
+    size = (40, 40)
+    mask = np.zeros((1, *size), np.uint8)
+    mask[:, :, 20:] = 1
+    objects = Objects(
+        size=size,
+        boxes=np.array([[20, 0, 40, 40]], np.float32),
+        labels=np.array([1]),
+        masks=encode_masks(mask),
+        crowd=np.zeros(1, bool),
+        areas=np.array([800.0]),
+    )
+    told = torch.zeros(1, 1, 28, 28)
+    told[..., :14] = 1
+    found = {"boxes": torch.tensor([[20.0, 0, 60, 40]]), "labels": torch.tensor([1]), "scores": torch.tensor([0.9])}
+    meter = DetectionMeter(with_masks=True)
+    meter.update(
+        [found | {"masks": told, "loss": torch.tensor(0.0)}], [{"objects": objects, "scale": (1.0, 1.0), "number": 0}]
+    )
+    measured = meter.compute()
+    assert measured["metric"] == 1
+    assert measured["mask_ap"] > 0.85
 
 
 @pytest.mark.parametrize("head", NANO)

@@ -1,8 +1,8 @@
 """A file of annotations as COCO has them, checked and packed: columns and one buffer. No torch.
 
-Packed, because COCO has 860,001 objects with some 25 million coordinates: as lists they take gigabytes, and every loader
-process ends up with its own copy of what is counted by reference. A = annotations of the file that are kept,
-sorted by picture, N = pictures.
+Packed, because COCO has 860,001 objects with some 25 million coordinates: as lists they take gigabytes, and every
+loader process ends up with its own copy of what is counted by reference.
+A = annotations of the file that are kept, sorted by picture, N = pictures.
 """
 
 import gc

@@ -28,7 +28,7 @@ from patchscale.data.run_lengths import decode_masks
 from patchscale.data.seeding import seeded
 from patchscale.data.sources import CocoSource, SceneObjectSource
 from patchscale.data.split import EvalSplit, TrainSplit
-from patchscale.data.transforms import IMAGENET_MEAN, Augment, Pixels, to_tensor
+from patchscale.data.transforms import FILL, Augment, Pixels, to_tensor
 
 Target = dict[str, Any]
 """One image: boxes [n, 4] float32 (left, top, right, bottom in pixels of the canvas), labels [n] (1 to K - 1), masks
@@ -39,7 +39,6 @@ SMALLEST_SIDE = 1.0
 """Pixels of the canvas below which the side of a box is no object: a crop or a smaller scale may leave no more."""
 SHORTEST_EDGES = (0.8, 0.84, 0.88, 0.92, 0.96, 1.0)
 JITTER = (0.1, 2.0)
-FILL = tuple(round(255 * part) for part in IMAGENET_MEAN)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -91,6 +91,7 @@ class DetectionMeter:
         """Count a batch: what was found in each image, and the truth about it."""
         for of_image, target in zip(found, targets, strict=True):
             objects = target["objects"]
+            uncut = in_pixels(of_image["boxes"], target["scale"])
             boxes, shown = in_the_picture(of_image["boxes"], target["scale"], objects.size)
             self.coco.add(
                 number=target["number"],
@@ -103,7 +104,7 @@ class DetectionMeter:
                 found_boxes=boxes.cpu().numpy().astype(np.float64),
                 found_labels=of_image["labels"][shown].tolist(),
                 found_scores=of_image["scores"][shown].tolist(),
-                found_masks=_pasted(of_image["masks"][shown], boxes, objects.size) if self.with_masks else None,
+                found_masks=_pasted(of_image["masks"][shown], uncut[shown], objects.size) if self.with_masks else None,
             )
             self.loss_sum += float(of_image["loss"])
             self.images += 1
@@ -129,21 +130,25 @@ def learnable(target: Target) -> Target:
     return {name: target[name][kept] for name in ("boxes", "labels", "masks")}
 
 
+def in_pixels(boxes: Tensor, scale: tuple[float, float]) -> Tensor:
+    """Boxes [m, 4] of the canvas in pixels of the picture, also what lies beside it."""
+    across, down = scale
+    return boxes / boxes.new_tensor([across, down, across, down])
+
+
 def in_the_picture(boxes: Tensor, scale: tuple[float, float], size: tuple[int, int]) -> tuple[Tensor, Tensor]:
     """Boxes [m, 4] of the canvas in pixels of the picture, cut at its border, and which of n they are.
 
     Left out is what lies beside the picture altogether.
     """
     height, width = size
-    across, down = scale
-    boxes = boxes / boxes.new_tensor([across, down, across, down])
-    boxes = boxes.clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
+    boxes = in_pixels(boxes, scale).clamp(min=0).minimum(boxes.new_tensor([width, height, width, height]))
     shown = torch.where((boxes[:, 2:] > boxes[:, :2]).all(dim=1))[0]
     return boxes[shown], shown
 
 
 def _pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[dict[str, Any]]:
-    """Run lengths of masks [n, 1, 28, 28] laid on a picture at their boxes."""
+    """Run lengths of masks [n, 1, 28, 28] laid on a picture at their boxes, which may reach beyond it."""
     encoded: list[dict[str, Any]] = []
     at_once = max(1, PASTED_AT_ONCE // (size[0] * size[1]))
     for first in range(0, len(masks), at_once):
