@@ -1,15 +1,22 @@
-"""One thread per process: two busy threads on two shared cores slow a small training step 20 to 50 times."""
+"""One thread per process: two busy threads on two shared cores slow a small training step 20 to 50 times.
+
+Processes that tests start can be made to wait (`tests/pausing.py`): Python imports `sitecustomize` when it starts.
+"""
 
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+_PAUSES = str(Path(__file__).parent / "pauses")
+if _PAUSES not in (_PATHS := os.environ.get("PYTHONPATH", "").split(os.pathsep)):  # in a worker of xdist it is
+    os.environ["PYTHONPATH"] = os.pathsep.join([_PAUSES, *filter(None, _PATHS)])
 
 _PEAKS = """
 import json, os, sys

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.pausing import start_in_foreground
 
 from patchscale.measurements import crossover, step
 
@@ -108,7 +109,7 @@ def test_a_crash_loses_no_row(call, monkeypatch):
 def test_a_real_ctrl_c_leaves_the_finished_rows(tmp_path):
     batches = ",".join(str(2**n) for n in range(20))  # more than anybody waits for
     command = [*("bench", "vit_test", "--batch-size", batches), *QUICK, "--output", "b.json"]
-    process = subprocess.Popen(
+    process = start_in_foreground(
         [sys.executable, "-m", "patchscale", *command], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
     )
     try:

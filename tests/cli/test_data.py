@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from tests.pausing import go_on, pause, start_in_foreground, wait_until_paused
 
 from patchscale.config import build_config
 from patchscale.errors import UserError
@@ -194,17 +195,17 @@ def test_mistakes_are_one_line(call, folder, arguments, message):
 
 
 def test_ctrl_c_ends_a_check_quietly(tmp_path):
-    write_folder(tmp_path / "photos", 400, (300, 300))
-    for picture in list((tmp_path / "photos").rglob("*.*")):  # enough for a busy machine to be stopped in time
-        for copy in range(9):
-            os.link(picture, picture.with_stem(f"{picture.stem}-{copy}"))
+    write_folder(tmp_path / "photos", 100)
+    pause(tmp_path, opened="*/dog/99.png")
     command = [sys.executable, "-m", "patchscale", "data", "check", "photos", "--num-workers", "2"]
-    process = subprocess.Popen(
+    process = start_in_foreground(
         command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     assert process.stderr is not None
     process.stderr.readline()  # the first tenth is done
+    wait_until_paused(tmp_path)
     os.killpg(process.pid, signal.SIGINT)
+    go_on(tmp_path)
     err = process.stderr.read()
     assert process.wait(timeout=60) == 130
     assert "Traceback" not in err

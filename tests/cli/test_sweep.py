@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from tests.pausing import start_in_foreground
 
 from patchscale.runs.record import RunDirectory
 
@@ -148,8 +149,8 @@ def test_mistakes_end_in_one_line(call, arguments, words):
 
 
 def test_ctrl_c_says_how_to_go_on_and_exits_with_130():
-    command = [sys.executable, "-m", "patchscale", "sweep", "study.yaml", "training.steps=3000", "--workers", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sweep:
+    command = [sys.executable, "-m", "patchscale", "sweep", "study.yaml", "training.steps=100000", "--workers", "1"]
+    with start_in_foreground(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as sweep:
         deadline = time.monotonic() + 60
         while not list(Path("runs/tiny").glob("*/metrics.jsonl")):
             assert sweep.poll() is None
@@ -160,6 +161,6 @@ def test_ctrl_c_says_how_to_go_on_and_exits_with_130():
     assert sweep.returncode == 130
     assert out == ""
     assert "stopping: running runs finish their step and save" in err
-    assert "the others go on with: patchscale sweep study.yaml training.steps=3000 --workers 1" in err
+    assert "the others go on with: patchscale sweep study.yaml training.steps=100000 --workers 1" in err
     states = sorted(RunDirectory(path.parent).status()["state"] for path in Path("runs/tiny").glob("*/config.yaml"))
     assert states == ["interrupted", "queued"]

@@ -114,7 +114,7 @@ def test_a_recipe_is_complete_and_documented(name):
 
 def test_a_stopped_command_exits_with_143_and_says_how_to_go_on(tmp_path):
     command = [sys.executable, "-m", "patchscale"]
-    steps = ["training.steps=5000", "training.num_validations=1", "execution.log_every_steps=1"]
+    steps = ["training.steps=100000", "training.num_validations=1", "execution.log_every_steps=1"]
     process = subprocess.Popen(
         [*command, *TINY, *steps], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
@@ -125,13 +125,13 @@ def test_a_stopped_command_exits_with_143_and_says_how_to_go_on(tmp_path):
     out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (143, "")
     last = err.splitlines()[-1]
-    assert re.match(r"stopped at step \d+ of 5000, saved; go on with: patchscale train --run-dir runs/default/", last)
+    assert re.match(r"stopped at step \d+ of 100000, saved; go on with: patchscale train --run-dir runs/default/", last)
 
     # The command it names goes on, here until it is killed for good.
     again = shlex.split(last.partition("go on with: ")[2])
     process = subprocess.Popen([*command, *again[1:]], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     lines = iter(process.stderr.readline, "")
-    assert any(re.match(r"resumed at step [1-9]\d* of 5000", line) for line in lines)
+    assert any(re.match(r"resumed at step [1-9]\d* of 100000", line) for line in lines)
     process.kill()
     process.communicate()

@@ -1,8 +1,10 @@
 import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
+from tests.pausing import go_on, is_paused, pause
 
 from patchscale.sweeps.study import build_study
 from patchscale.sweeps.watch import SweepWatcher
@@ -29,7 +31,10 @@ def tiny():
 
 
 class Recorder(SweepWatcher):
-    """Keeps what it is told; `when_running` is called with every running job once it has reached a step."""
+    """Keeps what it is told; `when_running` is called with every running job once it has reached a step.
+
+    The run waits there meanwhile, so that it cannot end before; it goes on afterwards, unless `when_running` says True.
+    """
 
     def __init__(self, when_running: Callable | None = None, *, at_step: int = 1) -> None:
         self.started_runs: list[str] = []
@@ -37,6 +42,19 @@ class Recorder(SweepWatcher):
         self.left: list[str] = []
         self.messages: list[str] = []
         self.when_running, self.at_step = when_running, at_step
+        self._met: list[Path] = []
+        self._paused: list[Path] = []
+
+    def planned(self, runs, todo):
+        if self.when_running is not None:
+            self._paused = [job.run.path for job in todo]
+            for path in self._paused:
+                pause(path, after_step=self.at_step)
+
+    def let_go(self):
+        """Let another sweep carry out the runs that this one has left."""
+        for path in self._paused:
+            go_on(path)
 
     def handed_over(self, job, workers):
         self.started_runs.append(job.config.run_id)
@@ -44,9 +62,11 @@ class Recorder(SweepWatcher):
     def looked(self, running):
         if self.when_running is None:
             return
+        while self._met:  # a look later, when signals to the sweep have been passed on
+            go_on(self._met.pop())
         for job in running:
-            if reached(job.run, self.at_step):
-                self.when_running(job)
+            if is_paused(job.run.path) and not self.when_running(job):
+                self._met.append(job.run.path)
 
     def ended(self, job, state, message):
         self.ended_runs[job.config.run_id] = (state, message)
@@ -56,13 +76,6 @@ class Recorder(SweepWatcher):
 
     def message(self, text):
         self.messages.append(text)
-
-
-def reached(run, step):
-    """Whether the run has logged this step."""
-    if not run.metrics_path.exists():
-        return False
-    return any(row["step"] >= step for row in whole_rows(run))
 
 
 def whole_rows(run):

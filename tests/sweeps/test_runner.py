@@ -13,6 +13,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from tests.pausing import go_on, pause, wait_until_paused
 
 from patchscale.config import build_config
 from patchscale.errors import UserError
@@ -23,7 +24,7 @@ from patchscale.sweeps.runner import run_study
 from patchscale.sweeps.states import judge, write_down
 from patchscale.sweeps.stop import SweepInterrupted
 
-from .conftest import reached, wait_until, whole_rows
+from .conftest import wait_until, whole_rows
 
 
 def state_of(run):
@@ -101,7 +102,7 @@ def test_a_mistake_that_only_the_run_can_find_is_its_failure_alone(tiny, tmp_pat
     [(signal.SIGKILL, "out_of_memory", "want of memory"), (signal.SIGSEGV, "crash", "died of SIGSEGV")],
 )
 def test_a_killed_run_is_marked_and_the_others_go_on(tiny, recorder, tmp_path, number, kind, words):
-    study = tiny(patch_size=[8, 16], steps=200)  # long enough for the kill to meet it
+    study = tiny(patch_size=[8, 16], steps=20)
     victim = study.configs[0].run_id
 
     def kill(job):
@@ -109,8 +110,10 @@ def test_a_killed_run_is_marked_and_the_others_go_on(tiny, recorder, tmp_path, n
         if job.config.run_id == victim and status["state"] == "running":  # else the sweep wrote it, between two tries
             with suppress(ProcessLookupError):
                 os.kill(status["pid"], number)
+        return job.config.run_id == victim  # the next attempt waits as well
 
-    table = run_study(study, tmp_path, workers=2, progress=recorder(kill, at_step=2)).set_index("run_id")
+    killing = recorder(kill, at_step=2)
+    table = run_study(study, tmp_path, workers=2, progress=killing).set_index("run_id")
     assert table["status"].to_dict() == {victim: "failed", study.configs[1].run_id: "done"}
     assert table.loc[victim, "failure_kind"] == kind
     assert words in table.loc[victim, "message"]
@@ -119,6 +122,7 @@ def test_a_killed_run_is_marked_and_the_others_go_on(tiny, recorder, tmp_path, n
     left = recorder()
     run_study(study, tmp_path, progress=left)
     assert left.started_runs == [], "failed runs are left unless asked for"
+    killing.let_go()
     table = run_study(study, tmp_path, retry_failed=True, progress=left)
     assert left.started_runs == [victim]
     assert table["status"].tolist() == ["done", "done"]
@@ -147,6 +151,7 @@ def test_ctrl_c_saves_the_runs_and_the_same_study_goes_on(tiny, recorder, tmp_pa
     assert states["running"] == 0
     interrupted = RunDirectory(tmp_path / "tiny" / asked[0].config.run_id)
 
+    stopped.let_go()
     table = run_study(study, tmp_path, workers=2)
     assert table["status"].tolist() == ["done"] * 4
     assert "resumed at step" in interrupted.log_path.read_text()
@@ -158,7 +163,7 @@ def test_ctrl_c_saves_the_runs_and_the_same_study_goes_on(tiny, recorder, tmp_pa
 
 
 def test_a_second_ctrl_c_kills_and_loses_no_more_than_the_last_checkpoint(tiny, recorder, tmp_path):
-    study = tiny("execution.checkpoint_every_s=0", steps=3000)
+    study = tiny("execution.checkpoint_every_s=0", steps=100_000)
     pressed = []
 
     def press_twice(job):
@@ -317,7 +322,7 @@ def test_when_the_sweep_is_killed_its_runs_save_and_stop(tiny, tmp_path):
     """The sweep is a script without a `__main__` guard, which must not be run again in every child."""
     import yaml
 
-    study = tiny(patch_size=[8], seed=[0, 1], steps=3000)
+    study = tiny(patch_size=[8], seed=[0, 1], steps=100_000)
     base = {"base": study.configs[0].to_dict(), "study": "tiny", "grid": {"seed": [0, 1]}}
     del base["base"]["training"]["epochs"], base["base"]["recipe"]
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(base))
@@ -325,9 +330,13 @@ def test_when_the_sweep_is_killed_its_runs_save_and_stop(tiny, tmp_path):
     script.write_text(UNGUARDED_SCRIPT)
     command = [sys.executable, script, tmp_path / "study.yaml", tmp_path / "runs"]
     runs = runs_of(study, tmp_path / "runs")
+    for run in runs:
+        pause(run.path, after_step=2)
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as sweep:
-        wait_until(lambda: all(reached(run, 2) for run in runs))
+        wait_until_paused(*(run.path for run in runs))
         os.kill(sweep.pid, signal.SIGKILL)
+        for run in runs:
+            go_on(run.path)
         assert sweep.communicate()[0] == "top level\n"
     wait_until(lambda: not any(run.is_locked() for run in runs))
     for run in runs:

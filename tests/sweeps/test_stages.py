@@ -215,9 +215,11 @@ def test_an_interrupted_study_ends_with_the_same_weights(finished, tmp_path):
             killed.append(job)
             os.kill(os.getpid(), signal.SIGTERM)
 
+    interrupted = Recorder(kill, at_step=2)
     with pytest.raises(SweepInterrupted):
-        run_study(study, tmp_path, workers=2, progress=Recorder(kill, at_step=2))
+        run_study(study, tmp_path, workers=2, progress=interrupted)
     assert killed
+    interrupted.let_go()
     assert set(run_study(study, tmp_path, workers=2)["status"]) == {"done"}
     assert all(weights_of(tmp_path, config) == weights_of(root, config) for config in study.configs)
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tests.pausing import go_on, pause, wait_until_paused
 from tests.training.conftest import metrics, outcome, start_process, wait_until
 
 from patchscale.errors import UserError
@@ -335,10 +336,12 @@ def test_an_error_of_all_ranks_is_told_once(tmp_path):
 def test_asked_to_stop_all_save_and_go_on_later(make_run, whom):
     settings = (*CLASSIFICATION, "training.steps=300", "execution.checkpoint_every_s=1000")
     run = make_run(*settings)
+    pause(run.path, after_step=3)
     process = torchrun("--run-dir", run.path)
-    wait_until(lambda: run.metrics_path.exists() and len(metrics(run)) >= 3, timeout_s=100)
+    wait_until_paused(run.path)
     rank_1 = run.read_json("environment.json")["attempts"][0]["ranks"][1]["pid"]
     os.kill(process.pid if whom == "torchrun" else rank_1, signal.SIGTERM)
+    go_on(run.path)
     _, errors = process.communicate(timeout=100)
     assert process.returncode == 1
     status = run.status()

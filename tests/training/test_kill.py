@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from tests.pausing import FIRST_FILE_OF_A_CHECKPOINT, LAST_FILE_OF_A_CHECKPOINT, go_on, is_paused, pause
 from tests.training.conftest import outcome, start, start_process, wait_until
 
 from patchscale.training.loop import run_training
@@ -134,11 +135,13 @@ def kill_at_random(run, launch, kills, *, steps, seed=0):
     moments = [("writing", "after a step", "writing", "starting")[number % 4] for number in range(kills)]
     draw.shuffle(moments)
     for step, moment in zip(sorted(draw.choices(range(1, steps * 9 // 10), k=kills)), moments, strict=True):
+        pause_at(moment, run, step, steps, draw)
         attempt = launch(run)
         try:
             wait_for(moment, run, attempt, step, draw)
         finally:
             landed = attempt.kill(draw)
+            go_on(run.path)
         counted.landed += landed
         counted.missed += not landed
         counted.in_writes += landed and bool(half_written(run))
@@ -146,18 +149,25 @@ def kill_at_random(run, launch, kills, *, steps, seed=0):
     return counted
 
 
+def pause_at(moment, run, step, steps, draw):
+    """So that a kill cannot come too late: before its last row, or in the midst of writing a checkpoint."""
+    if moment == "writing":
+        files = draw.choice([FIRST_FILE_OF_A_CHECKPOINT, LAST_FILE_OF_A_CHECKPOINT])
+        pause(run.path, after_step=step, opened=files)
+    else:
+        pause(run.path, after_step=steps - 1)
+
+
 def wait_for(moment, run, attempt, step, draw):
     """Until the run is being started; or has done `step` and is anywhere, or is writing a checkpoint; or has ended."""
     if moment == "starting":
         wait_until(lambda: run.is_locked() or not attempt.is_alive(), TIMEOUT_S)
         time.sleep(draw.uniform(0, 0.2))
+    elif moment == "writing":
+        wait_until(lambda: is_paused(run.path) or not attempt.is_alive(), TIMEOUT_S)
     else:
         wait_until(lambda: step_of(run) >= step or not attempt.is_alive(), TIMEOUT_S)
-    if moment == "after a step":
         time.sleep(draw.uniform(0, 0.03))
-    if moment == "writing":
-        wait_until(lambda: half_written(run) or not attempt.is_alive(), TIMEOUT_S)
-        time.sleep(draw.choice([0, draw.uniform(0, 0.01)]))
 
 
 def check(make_run, launch, kills, *, steps, finish=run_training):

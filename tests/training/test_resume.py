@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
-from tests.training.conftest import metrics, outcome, start, wait_until
+from tests.pausing import LAST_FILE_OF_A_CHECKPOINT, go_on, pause, wait_until_paused
+from tests.training.conftest import outcome, start, wait_until
 
 from patchscale.errors import UserError
 from patchscale.training.loop import run_training
@@ -56,10 +57,12 @@ def test_killed_while_writing_a_checkpoint_and_resumed(make_run, settings):
     undisturbed, killed = make_run(*settings, study="undisturbed"), make_run(*settings, study="killed")
     run_training(undisturbed)
 
+    pause(killed.path, after_step=11, opened=LAST_FILE_OF_A_CHECKPOINT)
     process = start(killed)
-    wait_until(lambda: step_of(killed) >= 11)
-    wait_until(lambda: any(killed.checkpoint_dir.glob(".*.tmp")))
+    wait_until_paused(killed.path)
+    assert any(killed.checkpoint_dir.glob(".*.tmp"))
     assert kill(process)
+    go_on(killed.path)
     assert killed.status()["state"] == "interrupted"
     assert killed.result() is None
 
@@ -99,9 +102,11 @@ def test_asked_to_stop_it_saves_and_goes_on_later(make_run, number, code):
     undisturbed, stopped = make_run(*settings, study="undisturbed"), make_run(*settings, study="stopped")
     run_training(undisturbed)
 
+    pause(stopped.path, after_step=9)
     process = start(stopped)
-    wait_until(lambda: stopped.metrics_path.exists() and len(metrics(stopped)) >= 3)
+    wait_until_paused(stopped.path)
     os.kill(process.pid, number)
+    go_on(stopped.path)
     process.join()
     assert process.exitcode == code
     status = stopped.status()
@@ -124,8 +129,9 @@ def test_loader_processes_and_checkpoints_do_not_change_the_outcome(make_run):
 
 def test_loader_processes_die_with_a_killed_run(make_run):
     run = make_run(*VIT, "training.steps=200", "execution.num_workers=2")
+    pause(run.path)
     process = start(run)
-    wait_until(lambda: step_of(run) >= 1)
+    wait_until_paused(run.path)
     loaders = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     assert len(loaders) == 2
     assert kill(process)
@@ -148,17 +154,20 @@ def test_a_run_does_not_go_on_with_other_images(make_run, tmp_path):
                 Image.new("RGB", (16, 16), (shade + number, shade, shade)).save(folder / f"{number}.png")
     whole = [f"data.{split}_images=null" for split in ("train", "val", "test")]
     photos = ["data.name=image_folder", f"data.root={tmp_path}/photos", *whole]
-    run = make_run(*photos, "training.steps=400", "execution.checkpoint_every_s=0")
+    run = make_run(*photos, "training.steps=40", "execution.checkpoint_every_s=0", "execution.log_every_steps=1")
+    pause(run.path, after_step=2)
     process = start(run)
-    wait_until(lambda: step_of(run) >= 2)
+    wait_until_paused(run.path)
     assert kill(process)
+    go_on(run.path)
     (tmp_path / "photos/train/dark/8.png").write_bytes((tmp_path / "photos/train/dark/1.png").read_bytes())
     with pytest.raises(UserError, match="the data has changed since this run began"):
         run_training(run)
     (tmp_path / "photos/train/dark/8.png").unlink()
     wait_until(lambda: not run.is_locked())
+    pause(run.path, after_step=4)
     process = start(run)
-    wait_until(lambda: run.status()["state"] == "running" and step_of(run) >= 4)
+    wait_until_paused(run.path)
     assert kill(process)
 
 
