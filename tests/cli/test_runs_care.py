@@ -94,3 +94,59 @@ def test_one_thing_at_a_time(call, runs):
     code, _, err = call("runs", "runs", "--verify", "--watch")
     assert code == 2
     assert "give one of --watch, --verify" in err
+
+
+def test_watch_counts_every_device_of_a_run(call, runs, tmp_path):
+    from patchscale.sweeps.live import snapshot
+
+    runs["running"].write_json("environment.json", {"ranks": [{"host": name} for name in "ab"]})
+    result = runs["done"].result()
+    runs["done"].write_json("result.json", result | {"world_size": 16})
+    assert snapshot(tmp_path / "runs").spent_hours == pytest.approx(16 * 1.0 + 2 * 0.5)
+
+
+def test_watch_ends_with_a_stage_that_waits_for_a_failed_one_and_names_damaged_runs(call, tmp_path):
+    first = make(tmp_path / "runs", 14)
+    later = build_config(
+        {
+            "model": {"name": "vit_nano", "img_size": 28, "patch_size": 7},
+            "data": {"name": "scenes", "train_images": 32},
+            "training": {"steps": 10, "batch_size": 4, "init_run": first.config().identity, "init_settings": "x"},
+        }
+    )
+    RunDirectory.create(tmp_path / "runs", "study", later)
+    first.write_status("failed", kind="crash", message="it crashed")
+    damaged = make(tmp_path / "runs", 4)
+    (damaged.path / "status.json").write_text("{")
+    code, out, _ = call("runs", "runs", "--watch", "--json")
+    (look,) = [json.loads(line) for line in out.splitlines()]
+    assert code == 0
+    assert look["states"] == {"failed": 1, "blocked": 1, "unreadable": 1}
+    assert look["device_hours_left"] == 0
+    assert str(damaged.path / "status.json").endswith(look["unreadable"][0].partition(":")[0])
+    code, out, _ = call("runs", "runs", "--watch")
+    assert "unreadable: " in out
+    assert "status.json: cannot be read" in out
+
+
+def test_a_fit_that_fails_is_a_line_and_the_next_comes_a_minute_later(tmp_path, monkeypatch):
+    from patchscale.cli.early_fit import EVERY_S, EarlyFit
+
+    (tmp_path / "runs").write_text("no folder")
+    fit = EarlyFit(tmp_path / "runs")
+    (line,) = fit.again()
+    assert line.startswith("early fit: ")
+    assert "no such folder" in line
+    assert fit.again() is None
+    assert fit.again(last=True) == [line]
+    fit.ended_at -= EVERY_S
+    assert fit.again() == [line]
+
+
+def test_no_error_of_a_fit_ends_a_study(tmp_path):
+    from patchscale.cli.early_fit import early_fit
+
+    run = make(tmp_path / "runs", 14)
+    run.write_json("result.json", {"model": "vit_nano", "tokens": [1], "test_loss": {}, "patch_size": "x"})
+    run.write_status("done")
+    assert all(line.startswith("early fit: ") for line in early_fit(tmp_path / "runs"))

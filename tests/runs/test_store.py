@@ -12,6 +12,7 @@ import pytest
 from patchscale.config import build_config
 from patchscale.errors import UserError
 from patchscale.files import write_json
+from patchscale.runs import record
 from patchscale.runs.record import RunDirectory, append_jsonl
 from patchscale.runs.store import RUN_COLUMNS, find_runs, last_metrics, load_runs
 
@@ -199,3 +200,23 @@ def test_the_lock_of_another_process_holds_until_that_process_is_killed(tmp_path
         assert run.status()["state"] == "interrupted"
         with run.lock():
             pass
+
+
+def test_a_run_that_is_being_made_is_never_seen_in_halves(tmp_path, monkeypatch):
+    seen = []
+
+    def look(path, text, create=record.create_text):
+        create(path, text)
+        seen.append(load_runs(tmp_path)["status"].tolist())
+
+    monkeypatch.setattr(record, "create_text", look)
+    make_run(tmp_path)
+    assert seen == [[], ["queued"]]
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "status.json"])
+def test_a_run_whose_making_was_cut_short_is_made_whole(tmp_path, name):
+    run = make_run(tmp_path)
+    (run.path / name).unlink()
+    make_run(tmp_path)
+    assert load_runs(tmp_path)["status"].tolist() == ["queued"]

@@ -11,22 +11,23 @@ if TYPE_CHECKING:
 
 def watch_runs(folder: Path, *, every_s: float, device: str | None, early_fit: bool, json: bool) -> None:
     """Print a snapshot every `every_s` seconds, in place on a terminal, until all runs have ended."""
-    from patchscale.cli.early_fit import early_fit as fit
+    from patchscale.cli.early_fit import EarlyFit
     from patchscale.sweeps.live import snapshot
 
+    fit = EarlyFit(folder)
     fits: list[str] = []
     done = -1
     in_place = sys.stdout.isatty() and not json
     while True:
         seen = snapshot(folder, device=device)
-        if early_fit and seen.states["done"] != done:
-            done, fits = seen.states["done"], fit(folder)
+        over = seen.finished == seen.total
+        if early_fit and seen.states["done"] != done and (lines := fit.again(last=over)) is not None:
+            done, fits = seen.states["done"], lines
         if json:
             _print_json(seen, fits)
         else:
-            lines = [*_lines(seen), *fits]
-            print(("\033[H\033[J" if in_place else "") + "\n".join(lines), flush=True)
-        if seen.finished == seen.total:
+            print(("\033[H\033[J" if in_place else "") + "\n".join([*_lines(seen), *fits]), flush=True)
+        if over:
             return
         try:
             time.sleep(every_s)
@@ -50,7 +51,7 @@ def _lines(seen: "Snapshot") -> list[str]:
         time_left = "" if run.left_s is None else f", about {duration(run.left_s)} left"
         beat = "" if run.beat_age_s is None else f", last sign of life {max(0, run.beat_age_s):.0f} s ago"
         lines.append(f"  {label(run.item)}: {percent(run.share, 0)}{speed}{time_left}; {run.owner}{beat}")
-    return lines
+    return [*lines, *(f"  unreadable: {message}" for message in seen.unreadable)]
 
 
 def _print_json(seen: "Snapshot", fits: list[str]) -> None:
@@ -62,6 +63,7 @@ def _print_json(seen: "Snapshot", fits: list[str]) -> None:
         "share": seen.share,
         "device_hours_used": seen.spent_hours,
         "device_hours_left": seen.left_hours,
+        "unreadable": list(seen.unreadable),
         "running": [_record(run) for run in seen.running],
         "early_fit": fits,
     }

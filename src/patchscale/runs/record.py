@@ -50,10 +50,11 @@ class RunDirectory:
     def create(cls, runs_root: Path, study: str, config: RunConfig) -> "RunDirectory":
         """The directory of `config` under `runs_root/study`; made and marked queued if it is new."""
         run = cls(runs_root / study / config.run_id)
-        # Neither replaces a file: another process may be making the same run, or be further.
-        if not run.config_path.exists():
-            create_text(run.path / "status.json", run._status_text("queued"))
+        # Neither replaces a file: another process may be making the same run, or be further. A folder is a run as soon
+        # as it has a status, so that comes last.
+        if not (run.config_path.exists() and (run.path / "status.json").exists()):
             create_text(run.config_path, config.to_yaml())
+            create_text(run.path / "status.json", run._status_text("queued"))
         return run
 
     @property

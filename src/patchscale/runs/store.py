@@ -96,7 +96,7 @@ def runs_table(directories: Iterable[Path]) -> "pd.DataFrame":
     """One row for each of these run directories, as in `load_runs`."""
     import pandas as pd
 
-    table = pd.DataFrame([_row(RunDirectory(directory)) for directory in directories])
+    table = pd.DataFrame([row_of(RunDirectory(directory)) for directory in directories])
     for name in (*TEXT_COLUMNS, "path"):
         if name not in table or table[name].isna().all():
             table[name] = pd.Series(None, index=table.index, dtype=object)  # else pandas takes it for numbers
@@ -131,7 +131,8 @@ def _warn_unsearched(error: OSError) -> None:
     warnings.warn(f"runs in {error.filename} are left out: {error.strerror}", stacklevel=2)
 
 
-def _row(run: RunDirectory) -> dict[str, Any]:
+def row_of(run: RunDirectory) -> dict[str, Any]:
+    """The run's row of the table, as far as its columns are known."""
     place = {"run_id": run.path.name, "study": run.path.resolve().parent.name, "path": str(run.path)}
     try:
         status = run.status()

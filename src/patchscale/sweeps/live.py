@@ -14,7 +14,7 @@ from patchscale.costs.workload import workload
 from patchscale.errors import UserError
 from patchscale.runs.claim import last_beat_age_s
 from patchscale.runs.record import RunDirectory
-from patchscale.runs.store import UNREADABLE, find_runs, progress
+from patchscale.runs.store import UNREADABLE, find_runs, progress, row_of
 from patchscale.sweeps.budget import Ledger
 from patchscale.sweeps.plan import PlannedRun
 
@@ -46,8 +46,10 @@ class Snapshot:
     """Predicted, of all that is not done; None if nothing tells."""
     share: float
     """Of the work of all runs."""
+    unreadable: Sequence[str] = ()
+    """What is wrong with runs whose files are damaged, one line each."""
     finished: int = field(default=0)
-    """Runs that will not go on: done, failed or unreadable."""
+    """Runs that will not go on: done, failed, blocked by an earlier stage that has failed, or unreadable."""
 
     @property
     def total(self) -> int:
@@ -57,33 +59,36 @@ class Snapshot:
 
 def snapshot(folder: Path, *, device: str | None = None) -> Snapshot:
     """Look at every run below `folder`. Raises `UserError` if there is none."""
-    planned = [item for path in find_runs(folder) if (item := _planned(path)) is not None]
-    if not planned:
+    seen = [_planned(RunDirectory(path)) for path in find_runs(folder)]
+    planned = [item for item in seen if isinstance(item, PlannedRun)]
+    unreadable = [item for item in seen if isinstance(item, str)]
+    if not seen:
         raise UserError(f"{folder}: no runs below this folder")
     ledger = Ledger(planned, device=device)
     open_runs = [item for item in planned if item.state in ("queued", "running", "interrupted")]
     left = [ledger.left_hours(item) for item in open_runs]
     work = sum(item.work for item in planned)
-    ended = Counter(item.state for item in planned)
     return Snapshot(
-        states=ended,
+        states=Counter([*(item.state for item in planned), *[UNREADABLE] * len(unreadable)]),
         running=[_live(item, ledger) for item in planned if item.state == "running"],
         spent_hours=ledger.spent_hours,
         left_hours=None if None in left else sum(each for each in left if each is not None),
-        share=sum(ledger.shares[item.run_id] * item.work for item in planned) / work,
-        finished=len(planned) - len(open_runs),
+        share=sum(ledger.shares[item.run_id] * item.work for item in planned) / (work or 1),
+        unreadable=unreadable,
+        finished=len(seen) - len(open_runs),
     )
 
 
-def _planned(path: Path) -> PlannedRun | None:
-    run = RunDirectory(path)
+def _planned(run: RunDirectory) -> PlannedRun | str:
+    """The run and its state; what is wrong with it, if a file is damaged."""
+    row = row_of(run)
+    if row["status"] == UNREADABLE:
+        return str(row["message"])
     try:
-        state = "done" if run.result() is not None else run.status()["state"]
         config = run.config()
-    except UserError:
-        state, config = UNREADABLE, None
-    if config is None:
-        return None
+        state = "done" if run.result() is not None else row["status"]
+    except UserError as error:
+        return str(error)
     images = workload(config)
     counts = _count(
         config.model.name,
