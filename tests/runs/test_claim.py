@@ -161,3 +161,79 @@ def test_a_process_in_another_container_is_judged_by_its_beats(tmp_path):
     beat = tmp_path / "000001.beat"
     os.utime(beat, (time.time() - 100,) * 2)
     assert take_claim(tmp_path).number == 2
+
+
+def test_a_link_that_was_made_though_the_server_says_it_was_there_is_ones_own(tmp_path, monkeypatch):
+    """NFS repeats a request whose answer was lost, and then finds what it has made itself."""
+    link = os.link
+
+    def link_twice(*paths):
+        link(*paths)
+        link(*paths)
+
+    monkeypatch.setattr(os, "link", link_twice)
+    assert take_claim(tmp_path).number == 1
+    assert take_claim(tmp_path) is None
+    assert last_number(tmp_path) == 1
+
+
+HIDDEN = """
+mount -t proc -o hidepid=2 proc /proc || exit 77
+exec setpriv --reuid=65534 --regid=65534 --clear-groups {python} -c '
+import sys
+from pathlib import Path
+from patchscale.runs.claim import holder
+for age in sys.argv[2:]:
+    print(holder(Path(sys.argv[1]), stale_after_s=float(age)) is not None)
+' {folder} 60 0
+"""
+
+
+def test_an_owner_whose_process_is_hidden_is_judged_by_its_beats(tmp_path):
+    """/proc may be mounted so that users see their own processes only."""
+    claim = take_claim(tmp_path)
+    tmp_path.chmod(0o755)
+    for folder in tmp_path.parents[:-2]:
+        folder.chmod(folder.stat().st_mode | 0o055)
+    time.sleep(0.01)
+    script = HIDDEN.format(python=sys.executable, folder=tmp_path)
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=False)
+    if done.returncode in (1, 77) and not done.stdout:
+        pytest.skip(f"may not mount /proc anew, or not read this Python as another user: {done.stderr[-300:]}")
+    assert done.stdout.split() == ["True", "False"]
+    claim.release()
+
+
+WRITERS = {
+    "checkpoint": "run.beat()",
+    "status": "run.write_status('running', step=5)",
+    "result": "run.write_json('result.json', {})",
+}
+
+TAKEN_FOR_DEAD = """
+import sys
+from pathlib import Path
+from patchscale.runs.record import RunDirectory
+run = RunDirectory(Path(sys.argv[1]))
+with run.lock():
+    print("held", flush=True)
+    sys.stdin.readline()
+    {write}
+    print("wrote", flush=True)
+"""
+
+
+@pytest.mark.parametrize("what", WRITERS)
+def test_one_that_was_taken_for_dead_writes_nothing_more(tmp_path, what):
+    """Though its next beat is seconds away."""
+    command = [sys.executable, "-c", TAKEN_FOR_DEAD.format(write=WRITERS[what]), str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert first_line(process) == "held"
+        claims = tmp_path / "claims"
+        elsewhere(Claim(claims, 1, holder(claims)), beat_age_s=100)
+        assert take_claim(claims).number == 2
+        output, _ = process.communicate("\n")
+    assert output == ""
+    assert process.returncode == os.EX_TEMPFAIL
+    assert not (tmp_path / "status.json").exists()
+    assert not (tmp_path / "result.json").exists()

@@ -4,8 +4,9 @@ Claims are numbered files that are created once and never removed; the highest o
 is found dead. To take a run over is to create the next number: creating a file that must not exist yet succeeds for one
 process only, on NFS and Lustre too, where locks of the system may not reach other machines.
 
-An owner beats: every few seconds it touches its claim's `.beat`. One on this machine is dead when its process is gone;
-one elsewhere, when its last beat is too long ago by the clock of the file server, which is the only one all share.
+An owner beats: every few seconds it touches its claim's `.beat`, and before it writes what counts. One on this machine
+is dead when its process is gone; one elsewhere, or one that is hidden from this process, when its last beat is too long
+ago by the clock of the file server, which is the only one all share.
 """
 
 import json
@@ -69,9 +70,14 @@ class Owner:
         return bool(self.boot_id) and (self.boot_id, self.pid_namespace) == own
 
     @property
-    def lives_here(self) -> bool:
-        """Whether it is a living process of this machine."""
-        return self.is_here and _started_ticks(self.pid) == self.started_ticks
+    def lives_here(self) -> bool | None:
+        """Whether it is a living process of this machine; None if this process cannot tell."""
+        if not self.is_here:
+            return None
+        ticks = _started_ticks(self.pid)
+        if ticks is None and _is_hidden(self.pid):
+            return None
+        return ticks == self.started_ticks
 
 
 class ClaimLost(RuntimeError):
@@ -165,8 +171,9 @@ def _is_free(folder: Path, number: int, stale_after_s: float) -> bool:
     if _released_path(folder, number).exists():
         return True
     owner = _read(_claim_path(folder, number))
-    if owner is not None and owner.is_here:
-        return not owner.lives_here
+    lives = None if owner is None else owner.lives_here
+    if lives is not None:
+        return not lives
     return _age_s(folder, number) > stale_after_s
 
 
@@ -191,8 +198,9 @@ def _create(path: Path, owner: Owner) -> bool:
     written.write_text(json.dumps(asdict(owner)) + "\n", encoding="utf-8")
     try:
         os.link(written, path)
-    except FileExistsError:
-        return False
+    except FileExistsError:  # NFS says so, too, of the link that it has just made, if its answer was lost
+        found = _read(path)
+        return found is not None and found.token == owner.token
     except OSError:  # a file system without links
         return _create_exclusively(path, written)
     finally:
@@ -251,6 +259,17 @@ def _boot_id() -> str:
     with suppress(OSError):
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
     return ""
+
+
+def _is_hidden(pid: int) -> bool:
+    """Whether there is a process of this number that /proc does not show: another user's, where it is mounted so."""
+    try:
+        os.kill(pid, 0)
+    except PermissionError:
+        return not Path(f"/proc/{pid}").exists()
+    except OSError:
+        return False
+    return False
 
 
 def _started_ticks(pid: int) -> int | None:

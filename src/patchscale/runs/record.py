@@ -30,7 +30,7 @@ from patchscale.config import RunConfig, load_config
 from patchscale.errors import UserError
 from patchscale.files import create_text, write_json, write_text
 from patchscale.runs.checksums import write_checksums
-from patchscale.runs.claim import Owner, beating, holder, last_number, take_claim
+from patchscale.runs.claim import Claim, ClaimLost, Owner, beating, holder, last_number, take_claim
 
 STATES = ("queued", "running", "done", "failed", "interrupted")
 FAILURE_KINDS = ("non_finite", "out_of_memory", "storage", "data", "config", "hung_rank", "crash")
@@ -45,6 +45,8 @@ class RunDirectory:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._claim: Claim | None = None
+        """While `lock` holds the run."""
 
     @classmethod
     def create(cls, runs_root: Path, study: str, config: RunConfig) -> "RunDirectory":
@@ -108,6 +110,7 @@ class RunDirectory:
         with suppress(UserError):
             before = self.read_json("status.json") or {}
             details = {name: before[name] for name in ("step", "steps") if name in before} | details
+        self.beat()
         if state == "done":
             write_checksums(self.path)
         write_text(self.path / "status.json", self._status_text(state, **details))
@@ -142,6 +145,7 @@ class RunDirectory:
 
     def write_json(self, name: str, value: dict[str, Any]) -> None:
         """Write a JSON file of this run, whole or not at all."""
+        self.beat()
         write_json(self.path / name, value)
 
     @contextmanager
@@ -156,9 +160,21 @@ class RunDirectory:
             raise RunBusy(f"{self.path}: another process is running this run; wait for it")
         try:
             with beating(claim, when_lost=self._end_at_once):
+                self._claim = claim
                 yield
         finally:
+            self._claim = None
             claim.release()
+
+    def beat(self) -> None:
+        """Before this process writes what counts: if it holds the run, and was taken for dead, it ends here instead."""
+        try:
+            if self._claim is not None:
+                self._claim.beat()
+        except ClaimLost:
+            self._end_at_once()
+        except OSError:  # the file system is away, as what is written next will find
+            return
 
     def is_locked(self) -> bool:
         """Whether a living process holds the run."""

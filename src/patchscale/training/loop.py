@@ -198,6 +198,7 @@ def _train(
         if done == steps or stop or due or (validated and execution.keep_best):
             ranks.watch.moved(f"saving after step {done}")
             measure()
+            run.beat()
             checkpoints.save(state, loss=totals.validation["loss"] if validated else None)
             run.write_status("running", step=done, steps=steps)
             saved_at = time.perf_counter()
