@@ -8,7 +8,8 @@ import ctypes
 import signal
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from patchscale.data.transforms import normalised
 from patchscale.errors import RunFailed, UserError
+from patchscale.training.fetch_ahead import fetched_ahead
 from patchscale.training.order import Order
 
 Batch = tuple[Tensor, Any]
@@ -26,20 +28,20 @@ Batch = tuple[Tensor, Any]
 
 def load_batches(
     dataset: Dataset[Any], order: Order, numbers: Sequence[int], *, num_workers: int, device: torch.device
-) -> Iterator[Batch]:
-    """Yield the batches `numbers`, on `device`, ready for a model.
+) -> Generator[Batch, None, None]:
+    """Yield the batches `numbers`, on `device`, ready for a model; closed early, it ends the loader processes.
 
     Raises `RunFailed("data")` if an image cannot be read, naming it in the words of the data set.
     """
-    for images, targets in host_batches(
-        dataset, order, numbers, num_workers=num_workers, pin_memory=device.type == "cuda"
-    ):
-        yield to_device(images, targets, device)
+    pin_memory = device.type == "cuda"
+    with closing(host_batches(dataset, order, numbers, num_workers=num_workers, pin_memory=pin_memory)) as batches:
+        for images, targets in batches:
+            yield to_device(images, targets, device)
 
 
 def host_batches(
     dataset: Dataset[Any], order: Order, numbers: Sequence[int], *, num_workers: int, pin_memory: bool = False
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Yield the batches `numbers` as the loader processes make them: in host memory, images as bytes."""
     loader = DataLoader(
         _Batches(dataset, order),
@@ -51,10 +53,20 @@ def host_batches(
         pin_memory=pin_memory,
         generator=torch.Generator(),  # its own, so that making a loader draws nothing from the global one
     )
-    for batch in loader:
-        if isinstance(batch, _LoadingError):
-            raise RunFailed("data", batch.message) from _LoaderTraceback(batch.traceback)
-        yield batch
+    loaded = iter(loader)  # not in a thread: loader processes die with the one that starts them
+    batches: AbstractContextManager[Iterator[Any]] = nullcontext(loaded)
+    if num_workers and not pin_memory:  # to pin memory torch has such a thread itself
+        batches = closing(fetched_ahead(loaded))
+    try:
+        with batches as each:
+            for batch in each:
+                if isinstance(batch, _LoadingError):
+                    raise RunFailed("data", batch.message) from _LoaderTraceback(batch.traceback)
+                yield batch
+    finally:
+        if num_workers:
+            # torch would, once nothing refers to them any more; but the traceback of an error does.
+            loaded._shutdown_workers()  # type: ignore[attr-defined]
 
 
 def to_device(images: Tensor, targets: Any, device: torch.device) -> Batch:

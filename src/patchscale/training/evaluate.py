@@ -1,6 +1,7 @@
 """One pass over a split."""
 
 import math
+from contextlib import closing
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def evaluate(
     numbers = [min(number, len(order) - 1) for number in rounds]
     batches = load_batches(dataset, order, numbers, num_workers=num_workers, device=device)
     # Tensors of inference mode would stay behind where weights are gathered from shards.
-    with torch.inference_mode() if ranks.size == 1 else torch.no_grad():
+    with closing(batches), torch.inference_mode() if ranks.size == 1 else torch.no_grad():
         for number, (images, targets) in zip(rounds, batches, strict=True):
             ranks.watch.moved(f"evaluating in round {1 + number // ranks.groups} of {len(rounds)}")
             with autocast(device, precision):

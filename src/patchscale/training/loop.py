@@ -7,7 +7,7 @@ without any saved generator state; on a CPU it does so bit for bit.
 import math
 import signal
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from functools import partial
 from typing import Any
 
@@ -144,69 +144,71 @@ def _train(
     parameters = list(task.parameters())  # to look them up in a deep model takes milliseconds
     todo = range(totals.step, steps)
     saved_at = lap = time.perf_counter()
-    for step, (images, targets) in zip(todo, setup.batches(todo), strict=True):
-        # Forward, backward.
-        ranks.watch.moved(f"computing step {step + 1} of {steps}")
-        learning_rate = learning_rate_at(step, steps, training) * totals.learning_rate_factor
-        set_learning_rate(state.optimizer, learning_rate)
-        images, targets = setup.mix(step, images, targets)
-        loss, plan = _backward(setup, step, images, targets, plan, run, journal)
-        norm = gradient_norm(parameters)
+    with closing(setup.batches(todo)) as batches:
+        for step, (images, targets) in zip(todo, batches, strict=True):
+            # Forward, backward.
+            ranks.watch.moved(f"computing step {step + 1} of {steps}")
+            learning_rate = learning_rate_at(step, steps, training) * totals.learning_rate_factor
+            set_learning_rate(state.optimizer, learning_rate)
+            images, targets = setup.mix(step, images, targets)
+            loss, plan = _backward(setup, step, images, targets, plan, run, journal)
+            norm = gradient_norm(parameters)
 
-        # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
-        loss_value, grad_norm = torch.stack([loss.detach().float(), norm.float()]).tolist()
-        if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
-            raise _non_finite(setup, step, loss_value, learning_rate, plan.micro_batch_size)
-        if training.clip_grad_norm is not None and grad_norm > training.clip_grad_norm:
-            scale_gradients(parameters, training.clip_grad_norm / grad_norm)
+            # The step's only wait for the device, before the weights are touched: nothing non-finite may reach them.
+            loss_value, grad_norm = torch.stack([loss.detach().float(), norm.float()]).tolist()
+            if not (math.isfinite(loss_value) and math.isfinite(grad_norm)):
+                raise _non_finite(setup, step, loss_value, learning_rate, plan.micro_batch_size)
+            if training.clip_grad_norm is not None and grad_norm > training.clip_grad_norm:
+                scale_gradients(parameters, training.clip_grad_norm / grad_norm)
 
-        # Step.
-        state.optimizer.step()
-        state.optimizer.zero_grad()
-        if state.ema is not None:
-            state.ema.update(task, step=step + 1)
+            # Step.
+            state.optimizer.step()
+            state.optimizer.zero_grad()
+            if state.ema is not None:
+                state.ema.update(task, step=step + 1)
 
-        # Log.
-        now = time.perf_counter()
-        totals.add_step(loss_value, now - lap, is_final=step >= steps - math.ceil(steps / 10))
-        done = totals.step
-        epoch = done * training.batch_size / len(setup.splits.train)
-        journal.watcher.step_done(done, steps, loss_value)
-        if done % execution.log_every_steps == 0 or done == steps:
-            measure()
-            journal.row(
-                "train",
-                done,
-                epoch=epoch,
-                learning_rate=learning_rate,
-                grad_norm=grad_norm,
-                wall_time_s=totals.wall_time_s,
-                **totals.take_window(training.batch_size),
-            )
+            # Log.
+            now = time.perf_counter()
+            totals.add_step(loss_value, now - lap, is_final=step >= steps - math.ceil(steps / 10))
+            done = totals.step
+            epoch = done * training.batch_size / len(setup.splits.train)
+            journal.watcher.step_done(done, steps, loss_value)
+            if done % execution.log_every_steps == 0 or done == steps:
+                measure()
+                journal.row(
+                    "train",
+                    done,
+                    epoch=epoch,
+                    learning_rate=learning_rate,
+                    grad_norm=grad_norm,
+                    wall_time_s=totals.wall_time_s,
+                    **totals.take_window(training.batch_size),
+                )
 
-        # Validate.
-        validated = done in validation_steps
-        if validated:
-            totals.validation = setup.evaluate(setup.splits.val, plan.micro_batch_size)
-            _require_finite(totals.validation, "validation", totals)
-            measure()
-            journal.row("val", done, epoch=epoch, wall_time_s=totals.wall_time_s, **totals.validation)
-            journal.say(_validation_words(done, steps, totals.validation, task.metric_name))
+            # Validate.
+            validated = done in validation_steps
+            if validated:
+                totals.validation = setup.evaluate(setup.splits.val, plan.micro_batch_size)
+                _require_finite(totals.validation, "validation", totals)
+                measure()
+                journal.row("val", done, epoch=epoch, wall_time_s=totals.wall_time_s, **totals.validation)
+                journal.say(_validation_words(done, steps, totals.validation, task.metric_name))
 
-        # Save.
-        stop, due = ranks.agree(signals.received or 0, time.perf_counter() - saved_at >= execution.checkpoint_every_s)
-        if done == steps or stop or due or (validated and execution.keep_best):
-            ranks.watch.moved(f"saving after step {done}")
-            measure()
-            run.beat()
-            checkpoints.save(state, loss=totals.validation["loss"] if validated else None)
-            run.write_status("running", step=done, steps=steps)
-            saved_at = time.perf_counter()
-        if stop:
-            again = f"patchscale train --run-dir {run.path}"
-            raise Interrupted(signal.Signals(stop), f"stopped at step {done} of {steps}, saved; go on with: {again}")
-        ranks.watch.moved(f"waiting for the images of step {done + 1}")
-        lap = time.perf_counter()
+            # Save.
+            overdue = time.perf_counter() - saved_at >= execution.checkpoint_every_s
+            stop, due = ranks.agree(signals.received or 0, overdue)
+            if done == steps or stop or due or (validated and execution.keep_best):
+                ranks.watch.moved(f"saving after step {done}")
+                measure()
+                run.beat()
+                checkpoints.save(state, loss=totals.validation["loss"] if validated else None)
+                run.write_status("running", step=done, steps=steps)
+                saved_at = time.perf_counter()
+            if stop:
+                again = f"go on with: patchscale train --run-dir {run.path}"
+                raise Interrupted(signal.Signals(stop), f"stopped at step {done} of {steps}, saved; {again}")
+            ranks.watch.moved(f"waiting for the images of step {done + 1}")
+            lap = time.perf_counter()
 
     # The test split is looked at once, after the last step.
     test = setup.evaluate(setup.splits.test, plan.micro_batch_size)

@@ -1,7 +1,7 @@
 """What a run starts with, all of it from the config and its seed: data, model, optimizer, and the loss of a step."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -107,7 +107,7 @@ class Setup:
             losses.append(loss.detach())
         return self.ranks.sum(torch.stack(losses).sum())
 
-    def batches(self, steps: range, *, num_workers: int | None = None) -> Iterator[Batch]:
+    def batches(self, steps: range, *, num_workers: int | None = None) -> Generator[Batch, None, None]:
         """This rank's rows of the training batches of `steps`, on the device."""
         if num_workers is None:
             num_workers = self.config.execution.num_workers
