@@ -266,6 +266,14 @@ def colours(root: Path) -> None:
     picture(0).save(root / "masks/train/3.png")
 
 
+def fractions(root: Path) -> None:
+    Image.fromarray(np.full((20, 24), 1.5, np.float32)).save(root / "masks/train/3.png", format="TIFF")
+
+
+def no_number(root: Path) -> None:
+    Image.fromarray(np.full((20, 24), np.nan, np.float32)).save(root / "masks/train/3.png", format="TIFF")
+
+
 def damaged_mask(root: Path) -> None:
     path = root / "masks/train/3.png"
     path.write_bytes(path.read_bytes()[:-40])
@@ -296,6 +304,8 @@ def no_pictures(root: Path) -> None:
         (negative_label, r"masks/train/3.png: label -1 in it"),
         (other_size, r"masks/train/3.png: label map of 20x24 px for an image of 24x20 px; they must be the same"),
         (colours, r"masks/train/3.png: RGB file as a label map; expected one channel that holds the class"),
+        (fractions, r"masks/train/3.png: 1.5 in it; labels are whole numbers, one for each class"),
+        (no_number, r"masks/train/3.png: nan in it; labels are whole numbers"),
         (damaged_mask, r"masks/train/3.png: cannot be decoded as an image"),
         (no_masks, r"masks: no such folder; expected images/train/x.jpg with masks/train/x.png"),
         (flat, r"images/train: no such folder; expected images/train/x.jpg"),

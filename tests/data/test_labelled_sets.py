@@ -177,6 +177,13 @@ def _relabel(path: Path, label: int) -> None:
         ),
         (
             *("ade20k", full_ade20k),
+            lambda root: next(root.glob("images/ADE/validation/*/*/*.json")).write_text(
+                json.dumps({"annotation": {"object": [{"name": "wall", "name_ndx": -1}]}})
+            ),
+            "no names of objects can be read from it (ValueError: name_ndx -1",
+        ),
+        (
+            *("ade20k", full_ade20k),
             lambda root: write(next(root.glob("images/ADE/validation/*/*/*_seg.png")), label_map((96, 64), [1])),
             "the full release of ADE20K has colours",
         ),
@@ -191,6 +198,16 @@ def test_damage_is_named(name, make, spoil, said, tmp_path, make_config):
             splits.test[place]
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_label_map_of_one_bit_is_classes_0_and_1(tmp_path, make_config):
+    voc(tmp_path)
+    size = Image.open(tmp_path / "SegmentationClass/2007_000033.png").size
+    ones = np.zeros(size[::-1], bool)
+    ones[:5] = True
+    Image.fromarray(ones).save(tmp_path / "SegmentationClass/2007_000033.png")
+    splits = load(make_config, "voc", tmp_path)
+    assert torch.equal(splits.test[0][1]["label_map"], torch.from_numpy(ones).long())
 
 
 def test_a_folder_that_is_not_there(tmp_path, make_config):

@@ -197,11 +197,17 @@ def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) 
 
 
 def read_numbers(path: Path, picture_size: tuple[int, int]) -> NDArray[Any]:
-    """The numbers [h, w] of a label map of one channel; raises `UserError` as `read_label_map`."""
+    """The whole numbers [h, w] of a label map of one channel; raises `UserError` as `read_label_map`."""
     with open_label_map(path, picture_size) as file:
         if file.mode not in ("1", "L", "P", *DEEP_MODES):
             raise UserError(f"{path}: {file.mode} file as a label map; expected one channel that holds the class")
-        return pixels_of(file, path)
+        numbers = pixels_of(file, path)
+    if numbers.dtype.kind in "iu":
+        return numbers
+    broken = ~(numbers % 1 == 0)  # true of what is no number, too
+    if broken.any():
+        raise UserError(f"{path}: {numbers[broken][0]} in it; labels are whole numbers, one for each class")
+    return numbers.astype(np.int64)  # of floats, and of the yes and no of one bit
 
 
 def open_label_map(path: Path, picture_size: tuple[int, int]) -> Image.Image:

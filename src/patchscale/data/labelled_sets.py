@@ -118,9 +118,11 @@ def read_full_ade20k(path: Path, picture_size: tuple[int, int]) -> Image.Image:
     try:
         objects = json.loads(described.read_bytes().decode("latin-1"))["annotation"]["object"]
         for each in objects:
-            name = each["name"].split(",")[0].strip()
+            name, number = str(each["name"]).split(",")[0].strip(), int(each["name_ndx"])
+            if number < 0:
+                raise ValueError(f"name_ndx {number}")
             if name in ADE20K_CLASSES:
-                table[int(each["name_ndx"])] = ADE20K_CLASSES.index(name)
+                table[number] = ADE20K_CLASSES.index(name)
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
             f"{described}: no names of objects can be read from it ({type(error).__name__}: {error}); the label map "
