@@ -3,8 +3,9 @@
 B images of H x W pixels, D features, K classes, p patch size.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,9 @@ from patchscale.head_shapes import UperNetShape, default_head, head_shape, tappe
 from patchscale.models.adventurer import Adventurer
 from patchscale.models.heads.upernet import UperNet
 from patchscale.tasks.base import Task, at_least_float32, build_backbone, check_targets, cross_entropy_sum
+
+MEASURED_AT_ONCE = 50_000_000
+"""Logits of a picture's own size that are copied at a time: of 150 classes a picture of 0.3 megapixels."""
 
 
 class SegmentationTask(Task):
@@ -48,7 +52,7 @@ class SegmentationTask(Task):
         """Loss (mean over labelled pixels, 0 if there is none) and logits [B, K, H, W] for label maps [B, H, W].
 
         Given the windows of B pictures and a `WindowTarget` for each there is no loss; `logits` has a list a picture,
-        of [K, h, w] at the size of each of its views.
+        of `ViewLogits`.
         """
         if isinstance(targets, list):
             return {"logits": self._of_windows(images, targets)}
@@ -73,11 +77,12 @@ class SegmentationTask(Task):
             logits = self.head(features.movedim(1, -1)).movedim(-1, 1)
         return at_least_float32(logits)
 
-    def _of_windows(self, images: Tensor, targets: list[WindowTarget]) -> list[list[Tensor]]:
+    def _of_windows(self, images: Tensor, targets: list[WindowTarget]) -> list[list["ViewLogits"]]:
         """As many windows pass the model at a time as there are pictures, which is what memory was planned for."""
         coarse = torch.cat([self._coarse(some) for some in images.split(len(targets))])
         of_views = iter(coarse.split([len(view.corners) for target in targets for view in target["views"]]))
-        return [[merged(next(of_views), view, images.shape[-2:]) for view in target["views"]] for target in targets]
+        window = (images.shape[-2], images.shape[-1])
+        return [[ViewLogits(next(of_views), view, window) for view in target["views"]] for target in targets]
 
     def loss_terms(self, targets: Tensor) -> Tensor:
         """Labelled pixels."""
@@ -90,6 +95,20 @@ class SegmentationTask(Task):
     def new_meter(self) -> "SegmentationMeter":
         """An empty meter."""
         return SegmentationMeter(self.num_classes, self.ignore_index)
+
+
+class ViewLogits(NamedTuple):
+    """A view as the head tells it; enlarged one by one, as at full size all views of a picture may take gigabytes."""
+
+    coarse: Tensor
+    """[n, K, h, w], of its windows."""
+    view: View
+    window: tuple[int, int]
+    """Height and width in pixels."""
+
+    def at(self, size: Sequence[int]) -> Tensor:
+        """[1, K, *size]"""
+        return enlarged(merged(self.coarse, self.view, self.window)[None], size)
 
 
 class SegmentationMeter:
@@ -110,7 +129,11 @@ class SegmentationMeter:
         if isinstance(targets, list):
             for views, target in zip(logits, targets, strict=True):
                 label_map = target["label_map"]
-                self.update(averaged([enlarged(view[None], label_map.shape) for view in views]), label_map[None])
+                of_picture = averaged(view.at(label_map.shape) for view in views)
+                rows = max(1, MEASURED_AT_ONCE // (prod(of_picture.shape) // label_map.shape[0]))
+                strips = zip(of_picture.split(rows, dim=2), label_map[None].split(rows, dim=1), strict=True)
+                for strip, labels in strips:
+                    self.update(strip, labels)
             return
         check_targets(targets, self.num_classes, self.ignore_index)
         self.loss_sum = self.loss_sum + cross_entropy_sum(_pixels(logits), targets.flatten(), self.ignore_index)
@@ -179,12 +202,20 @@ def merged(coarse: Tensor, view: View, window: Sequence[int]) -> Tensor:
     return mean.flip(-1) if view.flipped else mean
 
 
-def averaged(views: Sequence[Tensor]) -> Tensor:
-    """Logits of one view as they are; of several [1, K, H, W] the logarithm of their mean probabilities."""
-    if len(views) == 1:
-        return views[0]
-    mean = sum((view.softmax(dim=1) for view in views[1:]), views[0].softmax(dim=1)) / len(views)
-    return mean.clamp(min=torch.finfo(mean.dtype).tiny).log()
+def averaged(views: Iterable[Tensor]) -> Tensor:
+    """Logits of one view as they are; of several [1, K, H, W] the logarithm of their mean probabilities.
+
+    One view is held at a time.
+    """
+    rest = iter(views)
+    mean, count = next(rest), 1
+    for view in rest:
+        if count == 1:
+            mean = mean.softmax(dim=1)
+        mean += view.softmax(dim=1)
+        count += 1
+        del view  # before the next one is made
+    return mean if count == 1 else mean.div_(count).clamp_(min=torch.finfo(mean.dtype).tiny).log_()
 
 
 def _pixels(logits: Tensor) -> Tensor:
