@@ -150,3 +150,23 @@ def test_no_error_of_a_fit_ends_a_study(tmp_path):
     run.write_json("result.json", {"model": "vit_nano", "tokens": [1], "test_loss": {}, "patch_size": "x"})
     run.write_status("done")
     assert all(line.startswith("early fit: ") for line in early_fit(tmp_path / "runs"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--status", "failed", "--yes", "--every", "3"], "on the table; leave out --every and --yes"),
+        (["--early-fit"], "on the table; leave out --early-fit"),
+        (["--watch", "--status", "failed", "--sort", "nope"], "with --watch; leave out --sort and --status"),
+        (["--watch", "--csv"], "with --watch; leave out --csv"),
+        (["--show", "p14", "--where", "seed=0"], "with --show; leave out --where"),
+        (["--verify", "--columns", "seed", "--device", "h100"], "with --verify; leave out --columns and --device"),
+        (["--archive", "a.tar", "--json"], "with --archive; leave out --json"),
+        (["--delete-failed", "--json"], "with --delete-failed; leave out --json"),
+    ],
+)
+def test_options_without_effect_are_refused(call, runs, arguments, words):
+    code, out, err = call("runs", "runs", *arguments)
+    assert (code, out) == (2, "")
+    assert err == f"error: of no effect {words}\n"
+    assert runs["failed"].path.is_dir()

@@ -29,7 +29,19 @@ SHOWN = (
 """Columns of the table when none are asked for; `head` only where one is more than linear."""
 
 
+OF_THE_TABLE = ("--where", "--status", "--columns", "--sort", "--csv", "--json")
+HEARD = {
+    "--watch": ("--every", "--device", "--early-fit", "--json"),
+    "--verify": ("--where", "--status", "--json"),
+    "--archive": ("--where", "--status"),
+    "--delete-failed": ("--where", "--status", "--yes"),
+    "--show": ("--json",),
+}
+"""Options that have a say in the table of runs, and in what else can be asked for."""
+
+
 def runs(
+    context: typer.Context,
     path: Annotated[Path, typer.Argument(help="Folder with runs at any depth.")] = Path("runs"),
     where: Annotated[
         list[str] | None, typer.Option(help="Only rows with column=value (or column!=value); may be repeated.")
@@ -48,7 +60,7 @@ def runs(
         str | None, typer.Option(help="With --watch: predict hours on this device, not from the runs so far.")
     ] = None,
     early_fit: Annotated[
-        bool, typer.Option("--early-fit", help="With --watch: fit the law again whenever a run has finished.")
+        bool, typer.Option("--early-fit", help="With --watch: fit the law again as runs finish, at most once a minute.")
     ] = False,
     verify: Annotated[
         bool, typer.Option("--verify", help="Compare the files of finished runs with their checksums.")
@@ -67,13 +79,18 @@ def runs(
     """
     import sys
 
+    from patchscale.cli.ignored import refuse_ignored, typed
     from patchscale.cli.output import print_json, print_table
     from patchscale.runs.store import UNREADABLE, load_runs
 
     if csv and json:
         raise UserError("--csv and --json: give one of them")
-    if sum([watch, verify, archive is not None, delete_failed, show is not None]) > 1:
+    asked = [name for name, given in typed(context, *HEARD).items() if given]
+    if len(asked) > 1:
         raise UserError("give one of --watch, --verify, --archive, --delete-failed and --show")
+    heard = HEARD[asked[0]] if asked else OF_THE_TABLE
+    others = sorted({*OF_THE_TABLE, *(name for names in HEARD.values() for name in names)} - {*heard})
+    refuse_ignored(f"of no effect {'with ' + asked[0] if asked else 'on the table'}", typed(context, *others))
     if watch:
         from patchscale.cli.runs_watch import watch_runs
 

@@ -14,10 +14,16 @@ if TYPE_CHECKING:
     from patchscale.sweeps.plan import PlannedRun
     from patchscale.sweeps.study import Study
 
+OF_A_START = (
+    *("--executor", "--workers", "--runs-per-gpu", "--budget", "--retry-failed", "--keep-going", "--wait"),
+    *("--mix-code", "--early-fit", "--ray-address"),
+)
+"""Options without effect where nothing is started."""
 PREFIXES = {"M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
 
 
 def sweep(
+    context: typer.Context,
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study: a recipe and a grid.")],
     overrides: Annotated[
         list[str] | None,
@@ -57,7 +63,7 @@ def sweep(
         bool, typer.Option("--mix-code", help="Go on although runs of the study were made by other code.")
     ] = False,
     early_fit: Annotated[
-        bool, typer.Option("--early-fit", help="Fit the law again whenever a run has finished.")
+        bool, typer.Option("--early-fit", help="Fit the law again as runs finish, at most once a minute.")
     ] = False,
     ray_address: Annotated[
         str | None, typer.Option(help="With --executor ray: the cluster's. Default: $RAY_ADDRESS, or this machine.")
@@ -72,8 +78,15 @@ def sweep(
     import shlex
     import sys
 
+    from patchscale.cli.ignored import refuse_ignored, typed
     from patchscale.sweeps.study import load_study
 
+    if dry_run:
+        refuse_ignored("--dry-run starts nothing", typed(context, *OF_A_START))
+    if executor != "ray":
+        refuse_ignored("only --executor ray has an address", {"--ray-address": ray_address})
+    if executor == "slurm":
+        refuse_ignored("Slurm gives every run GPUs of its own", typed(context, "--runs-per-gpu"))
     loaded = load_study(study, overrides or [])
     _tell_what_was_left_out(loaded)
     if dry_run:
