@@ -51,10 +51,9 @@ def shard(
 
 @data.command("check")
 def check(
-    root: Annotated[str, typer.Argument(help="Folder of classes, shards (also URLs), or Hugging Face data set.")],
-    kind: Annotated[
-        str | None, typer.Option(help="image_folder, shards or hf_dataset. Default: told from what is there.")
-    ] = None,
+    root: Annotated[str, typer.Argument(help="Folder of a data set, as data.root; shards also as URLs.")],
+    kind: Annotated[str | None, typer.Option(help="As data.name. Default: told from what is there.")] = None,
+    num_classes: Annotated[int | None, typer.Option(help="mask_folder: as data.num_classes.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Processes; default: one per CPU core.")] = None,
     image_column: Annotated[str | None, typer.Option(help="hf_dataset: as data.image_column.")] = None,
     label_column: Annotated[str | None, typer.Option(help="hf_dataset: as data.label_column.")] = None,
@@ -65,10 +64,11 @@ def check(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
-    """Read and decode every picture of a data set; tell what there is, and all that is wrong.
+    """Read and decode every picture of a data set, its label map or its objects; tell what there is, and what is wrong.
 
-    Wrong are files that cannot be decoded, shards that differ from their checksum, classes without training images, and
-    files of the same content in two parts. Exit code 1 if anything is.
+    Wrong are files that cannot be decoded, label maps and objects that training would stop at, shards that differ from
+    their checksum, classes without training images (of data sets for classification), and files of the same content in
+    two parts. Exit code 1 if anything is.
     """
     import os
 
@@ -95,6 +95,7 @@ def check(
             execution=ExecutionConfig(shard_cache=None if shard_cache is None else str(shard_cache)),
             image_column=image_column,
             label_column=label_column,
+            num_classes=num_classes,
             done=done,
         )
     if json:
@@ -116,7 +117,9 @@ def _print(checked: "Checked") -> None:
         present = [count for count in counts.values() if count]
         found = f"{checked.images[part]} images of {len(present)} classes"
         if present:
-            found += f", {min(present)} to {max(present)} each"
+            found += (
+                f", {min(present)} to {max(present)} {'' if checked.counted == 'images' else checked.counted + ' '}each"
+            )
         rows.append({"what": part, "found": found})
     if checked.shards is not None:
         verified = "" if checked.shards_verified is None else f", {checked.shards_verified} with the right checksum"
@@ -130,6 +133,7 @@ def _print(checked: "Checked") -> None:
             f"{content['total'] / 2**20:.1f} MiB in all",
         }
     )
+    rows += [{"what": what, "found": number} for what, number in checked.notes.items()]
     for what, counted in (("modes", checked.modes), ("formats", checked.formats)):
         rows.append({"what": what, "found": ", ".join(f"{name} {count}" for name, count in counted.items()) or "none"})
     rows.append({"what": "duplicates within a part", "found": checked.duplicates_within_parts})

@@ -1,7 +1,7 @@
 """Whether every picture of a data set can be read, and what there is: classes, sizes, modes, duplicates. No torch.
 
-Every file is read and decoded once, in several processes. Files of the same content in two parts are a leak from one to
-the other; within a part they are counted.
+Every file is read and decoded once, in several processes, with its label map or its objects if there are. Files of the
+same content in two parts are a leak from one to the other; within a part they are counted.
 """
 
 import hashlib
@@ -21,8 +21,10 @@ from pathlib import Path
 from PIL import Image
 
 from patchscale.config import ExecutionConfig, is_url
+from patchscale.data import check_truth
+from patchscale.data.check_truth import TrueSet, Truth, kind_of_truth, list_true_set
 from patchscale.data.decoding import decode_rgb
-from patchscale.data.folders import list_image_folder
+from patchscale.data.folders import IGNORE_INDEX, list_image_folder
 from patchscale.data.hf import list_hf_dataset
 from patchscale.data.listing import PictureList
 from patchscale.data.shard_index import INDEX
@@ -30,7 +32,7 @@ from patchscale.data.shards import ListedShards, ShardFiles, list_shards, shard_
 from patchscale.data.splitting import class_counts
 from patchscale.errors import UserError
 
-KINDS = ("image_folder", "shards", "hf_dataset")
+KINDS = ("image_folder", "shards", "hf_dataset", *check_truth.KINDS)
 CHUNK = 64
 """Pictures that a process checks at a time."""
 
@@ -43,7 +45,7 @@ class Checked:
     images: dict[str, int]
     """By part."""
     class_counts: dict[str, dict[str, int]]
-    """By part and class."""
+    """By part and class; what is counted says `counted`."""
     size_px: dict[str, list[int]]
     """smallest, median and largest of [width, height], each by area."""
     size_bytes: dict[str, float]
@@ -55,6 +57,10 @@ class Checked:
     shards_verified: int | None
     """Shards whose checksum is the index's; None where none is known."""
     duplicates_within_parts: int
+    counted: str = "images"
+    """Of `class_counts`: images; images that show a class (label maps); objects."""
+    notes: dict[str, int] = field(default_factory=dict)
+    """What else was counted in label maps or objects, by its name."""
     undecodable: list[str]
     """Names of the pictures that training would stop at, as `data.exclude` takes them."""
     wrong: list[str] = field(default_factory=list)
@@ -72,6 +78,7 @@ class _Look:
     mode: str
     format: str
     error: str | None
+    truth: Truth | None
 
 
 def check(
@@ -82,15 +89,20 @@ def check(
     execution: ExecutionConfig | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    num_classes: int | None = None,
     done: Callable[[int, int], None] = lambda images, total: None,
 ) -> Checked:
     """Read the whole data set at `root`; `done` is told of how many pictures of how many.
 
-    `kind` is one of `KINDS`, or told from what is there. Raises `UserError` for what cannot even be listed.
+    `kind` is one of `KINDS`, or told from what is there. `num_classes` is for label maps of a mask_folder, which may
+    else hold any. Raises `UserError` for what cannot even be listed.
     """
     kind = kind or _kind_of(root)
+    if num_classes is not None and (kind != "mask_folder" or not 1 <= num_classes <= IGNORE_INDEX):
+        raise UserError(f"--num-classes {num_classes}: goes with a mask_folder, and is 1 to {IGNORE_INDEX}")
     path = Path(root).expanduser()
     listed: ListedShards | None = None
+    true_set: TrueSet | None = None
     parts: Mapping[str, PictureList]
     if kind == "shards":
         listed = list_shards(root, shard_cache(execution or ExecutionConfig()))
@@ -98,6 +110,9 @@ def check(
         parts = {part: pictures.in_reading_order() for part, pictures in listed.parts.items()}
     elif kind == "hf_dataset":
         parts, class_names = list_hf_dataset(path, image_column=image_column, label_column=label_column)
+    elif kind in check_truth.KINDS:
+        true_set = list_true_set(path, kind, num_classes)
+        parts, class_names = true_set.parts, true_set.class_names
     else:
         parts, class_names, _ = list_image_folder(path)
     wrong = []
@@ -107,11 +122,14 @@ def check(
         verified = len(listed.files) - len(wrong)
     total = sum(len(pictures) for pictures in parts.values())
     looks = []
-    for chunk in _looked_at(parts, num_workers):
+    for chunk in _looked_at(_Looking(parts, true_set), num_workers):
         looks += chunk
         done(len(looks), total)
-    counts = {part: class_counts(pictures.labels.tolist(), class_names) for part, pictures in parts.items()}
-    wrong += [f"class {name!r} has no training image" for name, count in counts["train"].items() if not count]
+    if true_set is None:
+        counts = {part: class_counts(pictures.labels.tolist(), class_names) for part, pictures in parts.items()}
+        wrong += [f"class {name!r} has no training image" for name, count in counts["train"].items() if not count]
+    else:
+        counts = {part: _true_counts(looks, part, true_set) for part in parts}
     wrong += [look.error for look in looks if look.error is not None]
     across, within = _duplicates(looks)
     wrong += across
@@ -137,6 +155,8 @@ def check(
         shards=None if listed is None else len(listed.files),
         shards_verified=verified,
         duplicates_within_parts=within,
+        counted="images" if true_set is None else true_set.counted,
+        notes={} if true_set is None else _notes(looks, true_set),
         undecodable=sorted(
             name
             for name, look in zip(chain.from_iterable(p.lines() for p in parts.values()), looks, strict=True)
@@ -144,6 +164,23 @@ def check(
         ),
         wrong=wrong,
     )
+
+
+def _true_counts(looks: list[_Look], part: str, true_set: TrueSet) -> dict[str, int]:
+    """By class; the background of objects is none."""
+    counts: Counter[int] = Counter()
+    for look in looks:
+        if look.part == part and look.truth is not None:
+            counts.update(look.truth.counts)
+    first = 1 if true_set.counted == "objects" else 0
+    return {name: counts[label] for label, name in enumerate(true_set.class_names) if label >= first}
+
+
+def _notes(looks: list[_Look], true_set: TrueSet) -> dict[str, int]:
+    notes = Counter(true_set.notes)
+    for look in looks:
+        notes.update(look.truth.notes if look.truth is not None else {})
+    return dict(notes)
 
 
 def _kind_of(root: str) -> str:
@@ -156,7 +193,7 @@ def _kind_of(root: str) -> str:
         return "hf_dataset"
     if path.is_dir() and ((path / INDEX).exists() or next(path.glob("*.tar"), None)):
         return "shards"
-    return "hf_dataset" if next(path.rglob("*.parquet"), None) else "image_folder"
+    return kind_of_truth(path) or ("hf_dataset" if next(path.rglob("*.parquet"), None) else "image_folder")
 
 
 def _verify_shards(listed: ListedShards) -> list[str]:
@@ -178,18 +215,26 @@ def _verify_shards(listed: ListedShards) -> list[str]:
     return wrong
 
 
-def _looked_at(parts: Mapping[str, PictureList], num_workers: int) -> Iterator[list[_Look]]:
+@dataclass(frozen=True)
+class _Looking:
+    """What processes look at."""
+
+    parts: Mapping[str, PictureList]
+    true_set: TrueSet | None
+
+
+def _looked_at(looking: _Looking, num_workers: int) -> Iterator[list[_Look]]:
     """Every picture once, a chunk at a time, in the order of the data set."""
     chunks = [
         (part, range(first, min(first + CHUNK, len(pictures))))
-        for part, pictures in parts.items()
+        for part, pictures in looking.parts.items()
         for first in range(0, len(pictures), CHUNK)
     ]
     if num_workers < 2:
-        yield from (_look_at(parts[part], part, places) for part, places in chunks)
+        yield from (_look_at(looking, part, places) for part, places in chunks)
         return
-    global _parts
-    _parts = parts  # the processes are copies of this one
+    global _looking
+    _looking = looking  # the processes are copies of this one
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
     finished: dict[int, list[_Look]] = {}
@@ -217,7 +262,7 @@ def _looked_at(parts: Mapping[str, PictureList], num_workers: int) -> Iterator[l
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-_parts: Mapping[str, PictureList] = {}
+_looking = _Looking({}, None)
 
 
 def _leave_interrupts_to_the_parent() -> None:
@@ -227,13 +272,15 @@ def _leave_interrupts_to_the_parent() -> None:
 def _look_in_process(part: str, places: range) -> list[_Look]:
     if os.getppid() == 1:
         raise SystemExit  # the parent is gone
-    return _look_at(_parts[part], part, places)
+    return _look_at(_looking, part, places)
 
 
-def _look_at(pictures: PictureList, part: str, places: range) -> list[_Look]:
+def _look_at(looking: _Looking, part: str, places: range) -> list[_Look]:
     looks = []
+    pictures, true_set = looking.parts[part], looking.true_set
     for index in places:
         name, content, size_px, mode, format_, error = pictures.name(index), b"", None, "", "", None
+        truth = None
         try:
             content = pictures.content(index)
             with Image.open(io.BytesIO(content)) as opened:
@@ -246,11 +293,12 @@ def _look_at(pictures: PictureList, part: str, places: range) -> list[_Look]:
             pass  # said below, in the words of training
         if error is None:
             try:
-                decode_rgb(io.BytesIO(content), name)
+                decoded = decode_rgb(io.BytesIO(content), name)
+                truth = None if true_set is None else true_set.look(pictures, index, decoded.size)
             except UserError as problem:
                 error = str(problem)
         digest = hashlib.blake2b(content, digest_size=16).digest()
-        looks.append(_Look(part, name, digest, len(content), size_px, mode, format_, error))
+        looks.append(_Look(part, name, digest, len(content), size_px, mode, format_, error, truth))
     return looks
 
 

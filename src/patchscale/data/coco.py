@@ -55,13 +55,17 @@ class CocoList:
     def picture(self, index: int) -> Image.Image:
         """A picture, decoded to 8-bit RGB; raises `UserError` that names it if it has another size than annotated."""
         picture = decode_rgb(self.folder / self.pictures[index], self.name(index))
-        height, width = self.sizes[index].tolist()
-        if picture.size != (width, height):
+        self.require_size(index, *picture.size)
+        return picture
+
+    def require_size(self, index: int, width: int, height: int) -> None:
+        """Raises `UserError` if a picture of this size is annotated as another."""
+        own_height, own_width = self.sizes[index].tolist()
+        if (width, height) != (own_width, own_height):
             raise UserError(
-                f"{self.name(index)}: {picture.width}x{picture.height} px, its annotation says {width}x{height}; "
+                f"{self.name(index)}: {width}x{height} px, its annotation says {own_width}x{own_height}; "
                 "mend one of them"
             )
-        return picture
 
     def objects(self, index: int) -> Objects:
         """The objects of a picture; raises `UserError` naming the annotation whose mask does not fit."""
@@ -74,6 +78,8 @@ class CocoList:
             segmentation = packed.segmentation(place)
             try:
                 mask = None if segmentation is None else from_segmentation(segmentation, size)
+            except UserError:
+                raise
             except Exception as error:
                 raise UserError(
                     f"{self.name(index)}: annotation {packed.ids[place]}: {error}; mend its segmentation"
@@ -90,6 +96,11 @@ class CocoList:
             crowd=packed.crowd[some].copy(),
             areas=areas,
         )
+
+    def with_masks(self, index: int) -> NDArray[np.bool_]:
+        """Which of a picture's objects have a mask of their own, [n]."""
+        places = self.packed.of(int(self.places[index]))
+        return self.packed.kinds[places.start : places.stop] != NO_MASK
 
     def take(self, indices: NDArray[np.int64]) -> "CocoList":
         """The pictures at these places."""

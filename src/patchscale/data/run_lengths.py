@@ -30,6 +30,12 @@ def mask_area(mask: Rle) -> float:
     return float(coder().area(mask))
 
 
+def mask_bounds(mask: Rle) -> list[float]:
+    """Left, top, right and bottom of a mask's pixels."""
+    left, top, width, height = (float(side) for side in coder().toBbox(mask))
+    return [left, top, left + width, top + height]
+
+
 def from_segmentation(segmentation: Any, size: tuple[int, int]) -> Rle | None:
     """Run lengths of what COCO writes as a segmentation: polygons, or run lengths, compressed or not.
 
