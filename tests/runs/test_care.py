@@ -76,3 +76,10 @@ def test_a_study_about_claims_is_archived_whole_and_names_do_not_clash(tmp_path)
         assert f"claims-study/{moved.name}/result.json" in tar.getnames()
     with pytest.raises(UserError, match="is there twice, in two folders of this name"):
         archive([moved, moved], tmp_path / "again.tar")
+
+
+def test_what_a_kill_has_left_goes_with_the_next_run_that_is_deleted(tmp_path):
+    killed, other = (make_run(tmp_path, patch_size=size) for size in (8, 16))
+    killed.path.rename(killed.path.with_name(f".{killed.path.name}.deleted-0123"))
+    assert delete(other.path)
+    assert list(other.path.parent.iterdir()) == []

@@ -4,8 +4,10 @@ import time
 
 import pytest
 
+from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.budget import Budget, Ledger
+from patchscale.sweeps.code_versions import refuse_mixed_code
 from patchscale.sweeps.executors.base import Ending
 from patchscale.sweeps.loop import LOOK_EVERY_S, Rules, carry_out
 from patchscale.sweeps.plan import plan_study
@@ -171,3 +173,13 @@ def test_damaged_counts_of_one_run_spare_the_others(tiny, tmp_path, content):
     told = Recorder()
     table = run_study(study, tmp_path, retry_failed=True, progress=told)
     assert table["status"].tolist() == ["done", "done"]
+
+
+def test_runs_of_another_grid_in_the_folder_are_of_the_curve_too(tiny, tmp_path):
+    (earlier,) = tiny(patch_size=[8]).configs
+    run = RunDirectory.create(tmp_path, "tiny", earlier)
+    run.write_json("environment.json", {"code": "0123456789"})
+    with pytest.raises(UserError, match=rf"1 of 2 runs were made by other code \({run.path.name}: 0123456789"):
+        run_study(tiny(patch_size=[16]), tmp_path)
+    planned = plan_study(tiny("training.learning_rate=0.01", patch_size=[16]), tmp_path)  # of another curve
+    refuse_mixed_code(planned, planned, tmp_path / "tiny")

@@ -43,17 +43,22 @@ def archive(folders: Sequence[Path], file: Path) -> int:
 
 
 def delete(folder: Path) -> bool:
-    """Remove a run directory, unless a process holds it; whether it was removed."""
+    """Remove a run directory, unless a process holds it, and what a kill has left of others; whether it was removed."""
     run = RunDirectory(folder)
     try:
         with run.lock():
             # Out of the way at once, so that a kill leaves no half of a run.
-            gone = folder.with_name(f".{folder.name}.deleted-{uuid.uuid4().hex}")
-            folder.rename(gone)
-            shutil.rmtree(gone)
+            folder.rename(folder.with_name(f".{folder.name}.deleted-{uuid.uuid4().hex}"))
     except RunBusy:
         return False
+    for gone in folder.parent.glob(".*.deleted-*"):
+        shutil.rmtree(gone, onerror=_unless_it_is_gone)
     return True
+
+
+def _unless_it_is_gone(_: object, path: str, raised: tuple[type, BaseException, object]) -> None:
+    if not isinstance(raised[1], FileNotFoundError):  # another process removes it, too
+        raise raised[1]
 
 
 def _read_back(file: Path, folders: Sequence[Path]) -> None:

@@ -65,7 +65,7 @@ def run_study(
         planned = plan_study(study, runs_root)
     todo = [item for item in planned if item.is_open(retry_failed=retry_failed)]
     if not mix_code:
-        refuse_mixed_code(planned, todo)
+        refuse_mixed_code(planned, todo, runs_root / study.name)
     watcher.planned(planned, todo)
     for item in planned:
         if item.state == "blocked" and item not in todo:  # it has a place, so that the table can tell of it
@@ -84,6 +84,7 @@ def run_study(
             resources=study.resources,
             folder=runs_root / study.name,
             ray_address=ray_address,
+            say=watcher.message,
         )
         ledger = Ledger(planned, resources=study.resources, device=device) if budget_hours is not None else None
         rules = Rules(
