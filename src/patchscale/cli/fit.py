@@ -22,7 +22,8 @@ def fit(
     by: Annotated[
         str,
         typer.Option(
-            help="Columns, comma-separated, that split the table into fits; default: for form patch those that vary."
+            help="Columns, comma-separated, that split the table into fits; default: for form patch those that vary, "
+            "to which `+column` adds one."
         ),
     ] = "",
     groups: Annotated[
@@ -48,6 +49,13 @@ def fit(
     ] = 0.0,
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Fit rows that differ in recipe or protocol too; a check says so.")
+    ] = False,
+    mix_protocols: Annotated[
+        bool,
+        typer.Option(
+            "--mix-protocols",
+            help="Fit runs of one curve together that were measured differently or trained longer; a check says so.",
+        ),
     ] = False,
     compare: Annotated[
         bool, typer.Option("--compare", help="Compare laws: AICc, and levels of each axis left out and predicted.")
@@ -111,6 +119,7 @@ def fit(
         "level": level,
         "noise": noise or None,
         "allow_mixed": allow_mixed,
+        "mix_protocols": mix_protocols,
     }
     if not compare:
         refuse_ignored("forms are compared with --compare; one is named by --form", {"--forms": forms})

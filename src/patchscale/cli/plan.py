@@ -36,6 +36,9 @@ def plan(
     allow_mixed: Annotated[
         bool, typer.Option("--allow-mixed", help="Fit rows that differ in recipe or protocol too.")
     ] = False,
+    mix_protocols: Annotated[
+        bool, typer.Option("--mix-protocols", help="Fit rows that were measured differently or trained longer.")
+    ] = False,
     model: Annotated[str, typer.Option(help="Names or patterns: vit_*. Default: the models of the table.")] = "",
     img_size: Annotated[str, typer.Option(help="Pixels: 128,224. Default: those of the table.")] = "",
     patch_size: Annotated[str, typer.Option(help="Pixels: 16,8,4. Default: all that divide the image.")] = "",
@@ -103,7 +106,7 @@ def plan(
         "--merge-factor": merge_factor,
         "--fixed": fixed,
     }
-    laws = {"--groups": groups, "--factors": factors, "--allow-mixed": allow_mixed}
+    laws = {"--groups": groups, "--factors": factors, "--allow-mixed": allow_mixed, "--mix-protocols": mix_protocols}
     prices = {"--device": device, "--batch-size": batch_size, "--rank-by": rank_by}
     limits = _budgets(budget or [])
     _refuse_page(report)
@@ -142,6 +145,7 @@ def plan(
         groups=_names(groups),
         factors=_names(factors),
         allow_mixed=allow_mixed,
+        mix_protocols=mix_protocols,
         seed=seed,
     )
     made = make_plan(fit, space, budgets=limits, rank_by=rank_by or None, **pricing)

@@ -1,7 +1,7 @@
 """`patchscale report`: one HTML page with the answer, the curves, the law and the runs."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -25,6 +25,21 @@ def report(
             help="What the law describes: loss (`test_loss`) or error (1 - `metric`). Default: loss if known."
         ),
     ] = None,
+    where: Annotated[list[str] | None, typer.Option(help="Keep rows with `column=value`; may be repeated.")] = None,
+    by: Annotated[
+        str,
+        typer.Option(
+            help="Columns, comma-separated, that tell curves apart; default: those that vary, to which `+column` adds "
+            "one."
+        ),
+    ] = "",
+    mix_protocols: Annotated[
+        bool,
+        typer.Option(
+            "--mix-protocols",
+            help="Draw runs as one curve that were measured differently or trained longer; a notice says so.",
+        ),
+    ] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
     export: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Also write every figure there, as PNG, SVG and CSV.")
@@ -43,26 +58,31 @@ def report(
     from patchscale.reports.figures import report_charts
     from patchscale.reports.html import write_report
 
-    table = select_rows(load_table(source), [])
+    table = select_rows(load_table(source), where or [])
     chosen = _target(table, target, source)
     page = output or _default_page(source)
     _refuse_unwritable(page, export)
-    fits = fit_curves(table, target=chosen)
+    apart: dict[str, Any] = {"by": [name.strip() for name in by.split(",") if name.strip()] or None}
+    apart["mix_protocols"] = mix_protocols
+    fits = fit_curves(table, target=chosen, **apart)
     for refused in fits.refused:
         print(f"not fitted: {refused.reason}", file=sys.stderr)
     if not fits and not fits.refused:
         print(f"not fitted: {fits.why_empty()}", file=sys.stderr)
+    options = {"--output": output, "--target": target, "--by": by or None, "--title": title, "--export": export}
+    command = _command(source, options, where or [], mix_protocols=mix_protocols)
     write_report(
         table,
         fits,
         page,
         title=title or _default_title(source, table),
-        provenance={"source": source, "command": _command(source, output, target, title, export)},
+        provenance={"source": source, "command": command},
         target=chosen,
+        **apart,
     )
     figures = []
     if export is not None:
-        for chart in report_charts(table, fits, target=chosen):
+        for chart in report_charts(table, fits, target=chosen, **apart):
             figures += [chart.save(export / f"{chart.name}{suffix}") for suffix in (".png", ".svg", ".csv")]
         print(f"{len(figures)} files of figures in {export}", file=sys.stderr)
     if json:
@@ -121,10 +141,11 @@ def _refuse_unwritable(page: Path, export: Path | None) -> None:
             raise UserError(f"{folder}: cannot be used as a folder ({error.strerror}); choose another place") from None
 
 
-def _command(source: str, output: Path | None, target: str | None, title: str | None, export: Path | None) -> str:
+def _command(source: str, options: dict[str, Any], where: list[str], *, mix_protocols: bool) -> str:
     """The command line that repeats this report."""
     import shlex
 
-    options = {"--output": output, "--target": target, "--title": title, "--export": export}
     words = [word for name, value in options.items() if value is not None for word in (name, str(value))]
+    words += [word for condition in where for word in ("--where", condition)]
+    words += ["--mix-protocols"] if mix_protocols else []
     return shlex.join(["patchscale", "report", source, *words])

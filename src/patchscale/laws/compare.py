@@ -234,6 +234,7 @@ def compare_laws(
     noise: str | None = None,
     seed: int = 0,
     allow_mixed: bool = False,
+    mix_protocols: bool = False,
 ) -> Comparison:
     """Fit several forms to the same rows and compare them by AICc and by leaving out levels of the axes in turn.
 
@@ -249,6 +250,7 @@ def compare_laws(
     table = table.reset_index(drop=True)
     laws = [law_named(name) for name in dict.fromkeys(forms)] if forms else _short_list(table)
     options = {"target": goal, "groups": groups, "factors": factors, "noise": noise}
+    options |= {"seed": seed, "allow_mixed": allow_mixed, "mix_protocols": mix_protocols}
     usable: dict[str, pd.Index] = {}
     refused: list[RefusedForm] = []
     for law in laws:
@@ -267,7 +269,7 @@ def compare_laws(
         if law.name not in usable:
             continue
         try:
-            joint = FitOptions(law=law, seed=seed, allow_mixed=allow_mixed, draws=20, **options)  # type: ignore[arg-type]
+            joint = FitOptions(law=law, draws=39, **options)  # type: ignore[arg-type]
             fits.append(fit_joint(table.loc[common], joint))
         except UserError as error:
             refused.append(RefusedForm(law.name, str(error)))

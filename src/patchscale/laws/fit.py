@@ -18,8 +18,10 @@ from patchscale.laws.findings import Check, differing
 from patchscale.laws.forms import law_named
 from patchscale.laws.identifiability import refuse_too_few_levels
 from patchscale.laws.joint import FitOptions, fit_joint
+from patchscale.laws.protocols import UnlikeProtocols, refuse_unlike
 from patchscale.laws.result import Estimate, Fit, estimates_of
 from patchscale.laws.table import (
+    PROTOCOL_COLUMNS,
     curve_columns,
     describe_curve,
     known_noise,
@@ -85,6 +87,7 @@ def fit_law(
     seed: int = 0,
     level: float = 0.95,
     allow_mixed: bool = False,
+    mix_protocols: bool = False,
     label: str | None = None,
 ) -> Fit:
     """Fit one law to one curve (form "patch"), or to many curves at once.
@@ -103,7 +106,8 @@ def fit_law(
     columns that tell curves apart).
 
     Raises `UserError` for missing columns, rows that cannot support the law (saying which to run next), values that are
-    not positive, and rows that differ in what the law does not describe unless `allow_mixed`.
+    not positive, and rows that differ in what the law does not describe unless `allow_mixed`, or `mix_protocols` where
+    that is how they were measured or how long they were trained (`UnlikeProtocols`).
     """
     law, goal = law_named(form), target_named(target)
     for name, columns in (("groups", groups), ("factors", factors)):
@@ -122,6 +126,7 @@ def fit_law(
         seed=seed,
         level=level,
         allow_mixed=allow_mixed,
+        mix_protocols=mix_protocols,
     )
     if not options.as_curve:
         return fit_joint(table, options, label=label)
@@ -140,15 +145,17 @@ def fit_curves(
     level: float = 0.95,
     noise: str | None = None,
     allow_mixed: bool = False,
+    mix_protocols: bool = False,
 ) -> FitList:
     """Fit one law to every curve of a table; seeds are replicates.
 
     Curves are told apart by the columns `by`; by default those of study, task, dataset, panel, model, head, img_size,
-    recipe, eval_protocol, pos_embed (and metric_name for the error) that vary. The result is a list of fits; its
-    `refused` names the curves that could not be fitted and `dropped` the rows left out.
+    recipe, pos_embed (and metric_name for the error) that vary, to which `+column` adds one. The result is a list of
+    fits; its `refused` names the curves that could not be fitted and `dropped` the rows left out.
 
-    Raises `UserError` for mistakes that concern the whole table, such as a missing column. The list may be empty;
-    `why_empty()` then says why.
+    Raises `UserError` for mistakes that concern the whole table, such as a missing column, and `UnlikeProtocols` for
+    curves whose runs were measured differently or trained longer than others, unless `mix_protocols`. The list may
+    be empty; `why_empty()` then says why.
     """
     law, goal = law_named(form), target_named(target)
     at_once = f"fit all rows at once with fit_law(table, form={law.name!r})"
@@ -159,7 +166,9 @@ def fit_curves(
         )
     if len(law.axes) > 1:
         raise UserError(f"form {law.name!r} has {len(law.axes)} axes, and a curve has one; {at_once}")
-    options = FitOptions(law=law, target=goal, level=level, noise=noise, allow_mixed=allow_mixed)
+    options = FitOptions(
+        law=law, target=goal, level=level, noise=noise, allow_mixed=allow_mixed, mix_protocols=mix_protocols
+    )
     require_columns(table, law, goal, [noise] if noise else [])
     rows, dropped = split_usable(table, law, goal)
     columns = curve_columns(rows, goal, by)
@@ -173,6 +182,8 @@ def fit_curves(
                 fits.append(_fit_one(group, lost, options, curve, label))
             else:
                 fits.append(replace(fit_joint(group, options, label=label), curve=curve, dropped=lost))
+        except UnlikeProtocols:
+            raise
         except UserError as error:
             refused.append(Refused(label, curve, str(error)))
     return FitList(fits, refused, dropped)
@@ -187,13 +198,15 @@ def fit_parts(table: pd.DataFrame, *, by: Sequence[str] = (), **options: Any) ->
     if not by:
         fit = fit_law(table, **options)
         return FitList([fit], [], fit.dropped)
-    columns = curve_columns(table, target_named(options.get("target", "loss")), by)
+    columns = curve_columns(table, target_named(options.get("target", "loss")), [name.removeprefix("+") for name in by])
     fits, refused = [], []
     for group in _groups(table, columns):
         curve = {name: plain(group[name].iloc[0]) for name in columns}
         label = ", ".join(str(value) for value in curve.values())
         try:
             fits.append(fit_law(group, **options, label=label))
+        except UnlikeProtocols:
+            raise
         except UserError as error:
             refused.append(Refused(label, curve, str(error)))
     dropped = [fit.dropped for fit in fits if len(fit.dropped)]
@@ -203,7 +216,10 @@ def fit_parts(table: pd.DataFrame, *, by: Sequence[str] = (), **options: Any) ->
 def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: FitOptions, curve: dict[str, Any], label: str) -> Fit:
     law, target, level, noise = options.law, options.target, options.level, options.noise
     mixed = undescribed_columns(rows, law, target)
-    if mixed and not options.allow_mixed:
+    of_protocol = set(mixed) <= set(PROTOCOL_COLUMNS)
+    if mixed and not (options.allow_mixed or (of_protocol and options.mix_protocols)):
+        if of_protocol:
+            refuse_unlike(rows, mixed, label, apart="--by +{}")
         raise UserError(
             f"{label}: the rows differ in {differing(rows, mixed)}, not in patch_size alone; "
             f"select one, group by {','.join(mixed)}, or allow mixed rows"

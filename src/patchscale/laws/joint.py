@@ -16,9 +16,11 @@ from patchscale.laws.forms import QUANTITIES, Law
 from patchscale.laws.identifiability import refuse_what_cannot_be_told_apart
 from patchscale.laws.joint_checks import AxisHoldOut, JointEvidence, run_joint_checks
 from patchscale.laws.left_out import errors_without, level_numbers
+from patchscale.laws.protocols import refuse_unlike
 from patchscale.laws.result import Fit, estimates_of
 from patchscale.laws.table import (
     CURVE_COLUMNS,
+    PROTOCOL_COLUMNS,
     Target,
     distinct,
     known_noise,
@@ -61,6 +63,9 @@ class FitOptions:
     seed: int = 0
     level: float = 0.95
     allow_mixed: bool = False
+    """Rows may differ in what nothing describes."""
+    mix_protocols: bool = False
+    """Rows may differ in `PROTOCOL_COLUMNS`, which nothing describes."""
 
     def __post_init__(self) -> None:
         if not 0 < self.level < 1:
@@ -165,6 +170,10 @@ def _mixed_or_refused(rows: pd.DataFrame, options: FitOptions, label: str) -> li
     law = options.law
     mixed = undescribed_columns(rows, law, options.target, [*options.groups, *options.factor_columns])
     if mixed and not options.allow_mixed:
+        if set(mixed) <= set(PROTOCOL_COLUMNS):
+            if options.mix_protocols:
+                return mixed
+            refuse_unlike(rows, mixed, label, apart="--groups {} (its own floor)")
         raise UserError(
             f"{label}: the rows differ in {differing(rows, mixed)}, which no axis of form {law.name!r} describes; "
             f"select one, give each its own floor with groups={mixed}, name it in factors, or allow mixed rows"
@@ -260,7 +269,7 @@ def pseudo_values(problem: Problem, solution: Solution, delta: float) -> tuple[P
 def _cluster_columns(rows: pd.DataFrame, options: FitOptions) -> list[str]:
     if options.cluster_by is not None:
         return list(options.cluster_by)
-    return varying(rows, list(dict.fromkeys([*options.groups, *CURVE_COLUMNS])))
+    return varying(rows, list(dict.fromkeys([*options.groups, *CURVE_COLUMNS, "eval_protocol"])))
 
 
 def clusters_of(rows: pd.DataFrame, options: FitOptions) -> tuple[NDArray[np.intp], str]:

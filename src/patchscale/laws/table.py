@@ -15,11 +15,19 @@ if TYPE_CHECKING:
     from patchscale.laws.forms import Law
 
 CURVE_COLUMNS = (
-    "study", "task", "dataset", "panel", "model", "head", "img_size", "recipe", "eval_protocol", "pos_embed",
+    "study", "task", "dataset", "panel", "model", "head", "img_size", "recipe", "pos_embed",
 )  # fmt: skip
 """Columns that tell curves apart, when they are present and vary; `metric_name` too when the target is the error."""
 
-HELD_FIXED = (*CURVE_COLUMNS[1:], "settings", "architecture", "epochs", "images_seen", "train_images", "test_images")
+PROTOCOL_COLUMNS = (
+    "eval_protocol", "eval_mode", "eval_crop_ratio", "eval_stride", "eval_flip", "eval_scales", "label_size",
+    "mask_size", "crop_ratio", "crop", "flip", "test_images", "train_images", "iterations", "steps", "images_seen",
+    "epochs", "settings",
+)  # fmt: skip
+"""How a run was measured and how long it was trained: runs that differ in one of these alone are not one curve, and
+hardly two. They are refused unless somebody says what is meant (`protocols.py`)."""
+
+HELD_FIXED = (*CURVE_COLUMNS[1:], "architecture", *PROTOCOL_COLUMNS)
 """Columns that must not vary along one curve: a patch-size effect could be theirs. (Studies may be pooled.)"""
 
 
@@ -141,8 +149,8 @@ def undescribed_columns(rows: pd.DataFrame, law: "Law", target: Target, keys: Se
         described.add("model")
     if axes & {"tokens", "visual_tokens"}:
         described.add("img_size")
-    if axes & {"flops_train_total", "train_images", "images_seen"}:
-        described |= {"epochs", "images_seen", "train_images"}
+    if axes & {"flops_train_total", "train_images", "images_seen", "epochs", "steps", "iterations"}:
+        described |= {"epochs", "images_seen", "train_images", "steps", "iterations", "settings"}
     candidates = (*HELD_FIXED, "task_group", "family", "pretrain_tag", *(["metric_name"] if target.is_error else []))
     left = [name for name in varying(rows, candidates) if name not in described]
     if not keys:
@@ -189,20 +197,22 @@ def known_noise(rows: pd.DataFrame, column: str | None, label: str) -> NDArray[n
 
 
 def curve_columns(table: pd.DataFrame, target: Target, by: Sequence[str] | None) -> list[str]:
-    """The columns to group by: those asked for, or those of `CURVE_COLUMNS` that vary."""
+    """The columns to group by: those asked for, or those of `CURVE_COLUMNS` that vary; `+column` adds one to these."""
+    usual = varying(table, (*CURVE_COLUMNS, "metric_name") if target.is_error else CURVE_COLUMNS)
     if by is None:
-        return varying(table, (*CURVE_COLUMNS, "metric_name") if target.is_error else CURVE_COLUMNS)
-    for name in by:
+        return usual
+    names = [name.removeprefix("+") for name in by]
+    for name in names:
         if name not in table.columns:
             close = get_close_matches(name, [str(column) for column in table.columns], n=1)
             hint = f"; did you mean {close[0]!r}?" if close else ""
             raise UserError(f"cannot group by {name!r}: no such column{hint} (columns: {', '.join(table.columns)})")
-    return list(by)
+    return list(dict.fromkeys([*usual, *names] if any(name.startswith("+") for name in by) else names))
 
 
 def describe_curve(rows: pd.DataFrame, grouped_by: Sequence[str]) -> dict[str, Any]:
     """The values that are the same in all rows of a curve and tell what it is; None for an empty cell."""
-    names = dict.fromkeys((*grouped_by, *CURVE_COLUMNS, "architecture", "metric_name"))
+    names = dict.fromkeys((*grouped_by, *CURVE_COLUMNS, "eval_protocol", "architecture", "metric_name"))
     present = [name for name in names if name in rows.columns and len(rows) and constant(rows[name])]
     return {name: plain(rows[name].iloc[0]) for name in present}
 

@@ -98,7 +98,7 @@ def fit_compute_curves(
         refuse_extremes(rows, name)
     if target == "error":
         refuse_percentages(rows, column)
-    mixed = varying(rows, [name for name in CURVE_COLUMNS if name != "study"])
+    mixed = varying(rows, [*(name for name in CURVE_COLUMNS if name != "study"), "eval_protocol"])
     if mixed:
         raise UserError(
             f"the checkpoints differ in {differing(rows, mixed)}, and a schedule is for one training; select one"

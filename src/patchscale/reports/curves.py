@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from patchscale.errors import UserError
-from patchscale.laws.table import CURVE_COLUMNS, describe_curve, label_curves, target_named, varying
+from patchscale.laws.protocols import refuse_unlike
+from patchscale.laws.table import PROTOCOL_COLUMNS, curve_columns, describe_curve, label_curves, target_named
 from patchscale.reports.palette import assign_colors
 from patchscale.reports.words import missing, plain
 
@@ -19,7 +20,7 @@ TargetName = Literal["loss", "error"]
 FACET_COLUMNS = ("task", "dataset", "metric_name", "panel")
 """Curves may share a pair of axes only if they agree in these: their values cannot be compared otherwise."""
 
-LABEL_COLUMNS = ("model", "img_size", "head", "pos_embed", "recipe", "eval_protocol", "study", "panel")
+LABEL_COLUMNS = ("model", "img_size", "head", "pos_embed", "recipe", *PROTOCOL_COLUMNS, "study", "panel")
 """What tells the curves of one figure apart, in the order in which it is tried."""
 
 
@@ -72,11 +73,14 @@ def target_values(runs: pd.DataFrame, target: TargetName) -> pd.Series:
     return goal.values(runs).where(lambda values: values.abs() < float("inf"))
 
 
-def collect_curves(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> list[Curve]:
+def collect_curves(
+    runs: pd.DataFrame, fits: "Sequence[Fit]" = (), *, by: Sequence[str] | None = None, mix_protocols: bool = False
+) -> list[Curve]:
     """The curves in `runs`, in the order of the table.
 
     Each fit claims the rows that share its curve's values, so a curve is what was fitted; what no fit claims is grouped
-    by the columns that tell curves apart.
+    by the columns that tell curves apart, `by` (as in `fit_curves`). Raises `UnlikeProtocols` for a curve whose runs
+    were measured differently or trained longer than others, unless `mix_protocols`.
     """
     rows = finished(runs if runs.index.is_unique else runs.reset_index(drop=True))
     groups: list[tuple[pd.DataFrame, dict[str, Fit]]] = []
@@ -89,11 +93,11 @@ def collect_curves(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> list[Curve
         elif len(claimed):
             groups.append((claimed, {fit.target: fit}))
             unclaimed &= ~rows.index.isin(claimed.index)
-    groups += [(part, {}) for part in _grouped(rows[unclaimed])]
+    groups += [(part, {}) for part in _grouped(rows[unclaimed], by)]
     position = {label: place for place, label in enumerate(rows.index)}
     groups.sort(key=lambda group: position[group[0].index[0]])
 
-    columns = varying(rows, (*CURVE_COLUMNS, "metric_name"))
+    columns = curve_columns(rows, target_named("error"), by)
     keys = [describe_curve(part, columns) for part, _ in groups]
     labels = _unique(
         [
@@ -101,6 +105,9 @@ def collect_curves(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> list[Curve
             for (_, known), computed in zip(groups, label_curves(keys, columns), strict=True)
         ]
     )
+    if not mix_protocols:
+        for (part, _), label in zip(groups, labels, strict=True):
+            refuse_unlike(part, PROTOCOL_COLUMNS, label, apart="--by +{}")
     facets = [tuple(_named(name, key[name]) for name in FACET_COLUMNS if not missing(key.get(name))) for key in keys]
     colors = assign_colors([plain(key.get("model")) for key in keys])
     return [
@@ -121,7 +128,7 @@ def why_not_fitted(curve: Curve, target: TargetName) -> str:
     from patchscale.laws.fit import fit_law
 
     try:
-        fit_law(curve.runs, target=target, label=curve.label)
+        fit_law(curve.runs, target=target, label=curve.label, mix_protocols=True)
     except UserError as error:
         return str(error).removeprefix(f"{curve.label}: ")
     return "no fit of this curve was given to the report"
@@ -136,8 +143,8 @@ def _sharing(rows: pd.DataFrame, values: Mapping[str, Any]) -> pd.Series:
     return mask
 
 
-def _grouped(rows: pd.DataFrame) -> list[pd.DataFrame]:
-    columns = varying(rows, (*CURVE_COLUMNS, "metric_name"))
+def _grouped(rows: pd.DataFrame, by: Sequence[str] | None) -> list[pd.DataFrame]:
+    columns = curve_columns(rows, target_named("error"), by)
     if not columns:
         return [rows] if len(rows) else []
     return [part for _, part in rows.groupby(columns, dropna=False, sort=False)]
@@ -161,6 +168,8 @@ def _joined(keys: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[str
 
 def _named(name: str, value: Any) -> str:
     text = plain(value)
+    if name in PROTOCOL_COLUMNS and name != "eval_protocol":
+        return f"{name} {text}"
     special = {"img_size": f"{text} px", "head": f"{text} head", "panel": f"panel {text}"}
     return special.get(name, text)
 

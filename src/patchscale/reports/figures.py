@@ -44,12 +44,21 @@ PRICES = {
 }
 
 
-def report_charts(runs: pd.DataFrame, fits: "Sequence[Fit]" = (), *, target: TargetName | None = None) -> list[Chart]:
+def report_charts(
+    runs: pd.DataFrame,
+    fits: "Sequence[Fit]" = (),
+    *,
+    target: TargetName | None = None,
+    by: Sequence[str] | None = None,
+    mix_protocols: bool = False,
+) -> list[Chart]:
     """All figures of a report: quality against patch size (the fitted quantity first), its price, what decoders add.
 
-    A quantity that the table lacks has no figure. `target` defaults to that of the fits, else the loss.
+    A quantity that the table lacks has no figure. `target` defaults to that of the fits, else the loss; `by` and
+    `mix_protocols` are as in `collect_curves`.
     """
-    return [*charts_of(collect_curves(runs, fits), target or main_target(runs, fits)), *decoder_charts(runs)]
+    curves = collect_curves(runs, fits, by=by, mix_protocols=mix_protocols)
+    return [*charts_of(curves, target or main_target(runs, fits)), *decoder_charts(runs)]
 
 
 def main_target(runs: pd.DataFrame, fits: "Sequence[Fit]" = ()) -> TargetName:

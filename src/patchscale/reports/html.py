@@ -34,15 +34,21 @@ def write_report(
     title: str,
     provenance: Mapping[str, Any] | None = None,
     target: TargetName | None = None,
+    by: Sequence[str] | None = None,
+    mix_protocols: bool = False,
 ) -> Path:
     """Write the report on `runs` (one row per run, finished or not) and the laws fitted to them; returns `path`.
 
     `fits` may be empty: the report then says why each curve has no law. `provenance` adds named facts (source, command)
-    to what the table itself tells. `target` is what the report is about, by default what the laws describe. The file is
-    written whole or not at all.
+    to what the table itself tells. `target` is what the report is about, by default what the laws describe; `by` tells
+    curves apart as in `fit_curves`. The file is written whole or not at all. Raises `UnlikeProtocols` for a curve whose
+    runs were measured differently or trained longer than others, unless `mix_protocols`: a notice then names them.
     """
     path = Path(path)
-    write_text(path, render_report(runs, fits, title=title, provenance=provenance, target=target))
+    text = render_report(
+        runs, fits, title=title, provenance=provenance, target=target, by=by, mix_protocols=mix_protocols
+    )
+    write_text(path, text)
     return path
 
 
@@ -53,10 +59,12 @@ def render_report(
     title: str,
     provenance: Mapping[str, Any] | None = None,
     target: TargetName | None = None,
+    by: Sequence[str] | None = None,
+    mix_protocols: bool = False,
 ) -> str:
     """The text of the report; see `write_report`."""
     target = target or main_target(runs, fits)
-    curves = collect_curves(runs, fits)
+    curves = collect_curves(runs, fits, by=by, mix_protocols=mix_protocols)
     charts = [*charts_of(curves, target), *decoder_charts(runs)]
     all_runs, same = tables.runs_table(runs)
     laws = [curve for curve in curves if target in curve.fits]

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from patchscale.laws.protocols import difference, unlike
 from patchscale.reports.answer import farthest_from_law, quantity_name, seeds_spread, show
 from patchscale.reports.curves import Curve, TargetName, why_not_fitted
 from patchscale.reports.words import listed, missing, plain, plural
@@ -26,6 +27,7 @@ class Notice:
 def notices(runs: pd.DataFrame, curves: Sequence[Curve], target: TargetName) -> list[Notice]:
     """Every notice that applies, gravest first."""
     found = [
+        _unlike_protocols(curves),
         _failed_checks(curves, target),
         _broken_trends(curves, target),
         _off_the_law(curves, target),
@@ -35,6 +37,13 @@ def notices(runs: pd.DataFrame, curves: Sequence[Curve], target: TargetName) -> 
         _notice("Known limits of this table", runs.attrs.get("confounds", [])),
     ]
     return [notice for notice in found if notice is not None]
+
+
+def _unlike_protocols(curves: Sequence[Curve]) -> Notice | None:
+    found = [(curve, unlike(curve.runs)) for curve in curves]
+    items = [f"{curve.label}: {difference(curve.runs, columns)}" for curve, columns in found if columns]
+    remark = "Runs that were measured differently, or trained longer, are drawn as one curve because it was asked for."
+    return _notice("Unlike protocols on one curve", items, remark)
 
 
 def _failed_checks(curves: Sequence[Curve], target: TargetName) -> Notice | None:

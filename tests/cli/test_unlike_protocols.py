@@ -1,0 +1,160 @@
+"""Runs that would be one curve but for their protocol: real runs, refused and taken by `fit` and `report`."""
+
+import shutil
+
+import pandas as pd
+import pytest
+from tests.data.conftest import write_pairs
+
+import patchscale as ps
+from patchscale.config import build_config
+from patchscale.laws.protocols import UnlikeProtocols
+from patchscale.reports.curves import collect_curves
+from patchscale.runs.record import RunDirectory
+from patchscale.training.loop import run_training
+
+SIZES = (8, 4, 2, 1)
+FIT, REPORT = ["fit", "runs"], ["report", "runs"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Runs of a segmentation on pictures with label maps: crops at four patch sizes, whole pictures at two of them."""
+    place = tmp_path_factory.mktemp("unlike")
+    for part, count in (("train", 6), ("test", 2)):
+        write_pairs(place / "pictures", part, count)
+    for mode, sizes in (("crop", SIZES), ("whole", (4, 2))):
+        for patch_size in sizes:
+            values = {
+                "task": "segmentation",
+                "model": {"name": "vit_test", "img_size": 16, "patch_size": patch_size},
+                "data": {"name": "mask_folder", "root": str(place / "pictures"), "num_classes": 3, "eval_mode": mode},
+                "training": {"steps": 1, "batch_size": 2, "num_validations": 1},
+                "execution": {"device": "cpu"},
+            }
+            run_training(RunDirectory.create(place / "runs", "mine", build_config(values)))
+    return place / "runs"
+
+
+@pytest.fixture
+def runs(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+CROP = "centre crop of the whole shorter side; linear head, bilinear logits"
+WHOLE = "whole picture, squeezed, 16x16 px; original masks; linear head, bilinear logits"
+
+
+@pytest.mark.parametrize("command", [FIT, REPORT])
+def test_unlike_protocols_are_refused_with_what_to_do(call, runs, command):
+    code, out, err = call(*command)
+    assert (code, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert f"differ in eval_protocol ({CROP} in 4 runs, {WHOLE} in 2 runs); keep one with" in err
+    assert f"--where 'eval_protocol={CROP}'" in err
+    assert "--by +eval_protocol" in err
+    assert "--mix-protocols" in err
+    assert not (runs / "report.html").exists()
+
+
+@pytest.mark.parametrize("command", [FIT, REPORT])
+def test_where_chooses_one(call, runs, command):
+    code, out, err = call(*command, "--where", f"eval_protocol={CROP}")
+    assert (code, err) == (0, "")
+    assert out
+
+
+def test_mixed_on_purpose_they_are_marked(call, runs):
+    code, out, _ = call(*FIT, "--mix-protocols")
+    assert code == 0
+    assert f"fail: mixed: rows differ in eval_protocol ({CROP}, {WHOLE})" in out
+    code, out, _ = call(*REPORT, "--mix-protocols")
+    assert (code, out) == (0, "runs/report.html\n")
+    page = (runs / "report.html").read_text(encoding="utf-8")
+    assert "Unlike protocols on one curve" in page
+    assert f"eval_protocol ({CROP} in 4 runs, {WHOLE} in 2 runs)" in page
+    assert "--mix-protocols</" in page
+
+
+def test_apart_on_purpose_they_are_two_curves(call, runs):
+    code, _, err = call(*REPORT, "--by", "+eval_protocol")
+    assert code == 0
+    assert "not fitted: " in err  # two patch sizes are too few
+    page = (runs / "report.html").read_text(encoding="utf-8")
+    assert "Unlike protocols on one curve" not in page
+    code, out, err = call(*FIT, "--by", "+eval_protocol")
+    assert code == 0
+    assert CROP in out
+    assert WHOLE in err
+
+
+def curve(**columns):
+    sizes = (16, 8, 4, 2, 1)
+    table = pd.DataFrame({"patch_size": sizes, "test_loss": [1.31, 1.12, 1.02, 0.96, 0.93]})
+    return table.assign(model="m", **columns)
+
+
+@pytest.mark.parametrize(
+    ("column", "values"),
+    [
+        ("eval_mode", ["crop"] * 3 + ["slide"] * 2),
+        ("flip", [False, False, False, True, True]),
+        ("crop_ratio", [0.875, 0.875, 0.875, 1, 1]),
+        ("mask_size", [512, 512, 512, 256, 256]),
+        ("steps", [100, 100, 100, 200, 200]),
+        ("iterations", [100, 100, 100, 200, 200]),
+        ("test_images", [8, 8, 8, 16, 16]),
+    ],
+)
+def test_tables_with_such_columns(call, column, values):
+    curve(**{column: values}).to_csv("table.csv", index=False)
+    for command in ("fit", "report"):
+        code, out, err = call(command, "table.csv")
+        assert (code, out) == (2, "")
+        assert f"differ in {column} ({values[0]} in 3 runs, {values[-1]} in 2 runs)" in err
+        assert call(command, "table.csv", "--mix-protocols")[0] == 0
+
+
+def test_what_follows_from_another_column_is_not_named_again():
+    table = curve(steps=[100] * 3 + [200] * 2, epochs=[1.0] * 3 + [2.0] * 2, settings=["a"] * 3 + ["b"] * 2)
+    with pytest.raises(UnlikeProtocols, match=r"differ in steps \(100 in 3 runs, 200 in 2 runs\); keep one") as refused:
+        ps.fit_law(table)
+    assert "epochs" not in str(refused.value)
+    with pytest.raises(UnlikeProtocols, match="differ in steps"):
+        collect_curves(table)
+    assert ps.fit_law(table, mix_protocols=True).check("mixed").state == "fail"
+
+
+def test_heads_and_recipes_are_curves_of_their_own(call):
+    parts = [
+        curve(head=head, eval_protocol=f"whole scene; {head} head", settings=head, steps=steps)
+        for head, steps in (("linear", 100), ("upernet", 200))
+    ]
+    pd.concat(parts).to_csv("table.csv", index=False)
+    code, out, err = call("fit", "table.csv")
+    assert (code, err) == (0, "")
+    assert "m, head linear: " in out
+    assert "m, head upernet: " in out
+    assert call("report", "table.csv")[0] == 0
+
+
+def test_other_differences_stay_what_they_were():
+    with pytest.raises(ps.UserError, match="differ in recipe") as refused:
+        ps.fit_law(curve(recipe=list("aaabb"), steps=[100] * 3 + [200] * 2), mix_protocols=True)
+    assert not isinstance(refused.value, UnlikeProtocols)
+
+
+def test_steps_are_no_mistake_where_the_law_has_an_axis_for_them():
+    rows = [
+        {"patch_size": p, "images_seen": n, "steps": n / 100, "epochs": n / 1e4, "test_loss": 0.5 + 0.02 * p + 90 / n}
+        for p in (16, 8, 4, 2)
+        for n in (1e3, 1e4, 1e5, 1e6)
+    ]
+    law = {"form": "additive:patch_size,images_seen", "draws": 50}
+    ps.fit_law(pd.DataFrame(rows), **law)
+    table = pd.DataFrame(rows).assign(eval_mode=["crop", "slide"] * 8)
+    with pytest.raises(UnlikeProtocols, match=r"eval_mode \(crop in 8 runs, slide in 8 runs\).*--groups eval_mode"):
+        ps.fit_law(table, **law)
+    ps.fit_law(table, groups=["eval_mode"], **law)
+    assert ps.fit_law(table, mix_protocols=True, **law).check("mixed").state == "fail"
