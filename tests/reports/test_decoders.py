@@ -5,10 +5,13 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_rel
 
+from patchscale.config import build_config
+from patchscale.data.datasets import load_splits
 from patchscale.published_tables.tables import published
 from patchscale.reports.decoders import benefit_interval, decoder_benefit, decoder_charts
 from patchscale.reports.figures import report_charts
 from patchscale.reports.html import render_report
+from patchscale.tasks import build_task
 
 SIZES = (32, 16, 8, 4)
 
@@ -79,6 +82,49 @@ def test_only_what_was_measured_alike_is_compared():
     table.loc[other, "eval_protocol"] = "sliding window, stride 0.667; upernet_nano head, bilinear logits"
     assert len(decoder_benefit(table)) == 0
     assert decoder_charts(table) == []
+
+
+def detection_study() -> pd.DataFrame:
+    """The same numbers as those of detectors, with protocols as runs record them."""
+    protocols = {
+        "linear": "whole scene; linear, COCO AP of boxes, at most 100 an image",
+        "mask_rcnn_nano": "whole scene; mask_rcnn_nano, COCO AP of boxes and masks, at most 30 an image",
+    }
+    table = study(heads=tuple(protocols))
+    return table.assign(
+        task="detection", metric_name="box_ap", eval_protocol=[protocols[head] for head in table["head"]]
+    )
+
+
+def test_detectors_are_compared_by_their_metric_alone():
+    """Boxes or boxes and masks, and how many, follow from the head; its loss has terms of its own."""
+    table = detection_study()
+    benefit = decoder_benefit(table)
+    assert set(benefit["quantity"]) == {"metric"}
+    assert len(benefit) == len(SIZES) * 3
+    (chart,) = decoder_charts(table)
+    assert chart.y.label == "Box AP, mask_rcnn_nano minus linear"
+    table.loc[table["head"] == "linear", "eval_protocol"] = (
+        "other scenes; linear, COCO AP of boxes, at most 100 an image"
+    )
+    assert len(decoder_benefit(table)) == 0
+
+
+def test_protocols_are_those_that_tasks_record():
+    """Built for real, so that other words there are noticed here."""
+    rows = []
+    for head in ("linear", "mask_rcnn_nano", "cascade_mask_rcnn_nano"):
+        config = build_config(
+            {
+                "task": "detection",
+                "head": head,
+                "model": {"name": "vit_test", "patch_size": 8, "img_size": 32},
+                "data": {"name": "scenes", "train_images": 1, "val_images": 1, "test_images": 1},
+            }
+        )
+        protocol = build_task(config, load_splits(config)).eval_protocol
+        rows.append(detection_study().iloc[0].to_dict() | {"head": head, "eval_protocol": protocol})
+    assert sorted(decoder_benefit(pd.DataFrame(rows))["head"]) == ["cascade_mask_rcnn_nano", "mask_rcnn_nano"]
 
 
 @pytest.mark.parametrize("column", ["seed", "img_size", "dataset"])

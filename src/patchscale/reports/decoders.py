@@ -1,7 +1,9 @@
 """What a decoder is worth at each patch size: its runs minus those with the linear head (arXiv 2502.03738, Figure 2).
 
 Runs are compared that differ in the head alone: same data, model, sizes, length and seed, and measured alike but for
-the head's name in `eval_protocol`. Intervals are Student's t over these differences, one a seed.
+what `eval_protocol` says of the head: its name, and in detection also how many boxes it may tell and whether masks.
+Losses of detectors have other terms for each head, so there is no difference of them. Intervals are Student's t over
+the differences, one a seed.
 """
 
 import math
@@ -44,7 +46,8 @@ def decoder_benefit(runs: pd.DataFrame) -> pd.DataFrame:
     for quantity, column in QUANTITIES.items():
         if column not in rows:
             continue
-        values = rows.assign(value=pd.to_numeric(rows[column], errors="coerce")).dropna(subset="value")
+        comparable = rows[rows["task"] != "detection"] if quantity == "loss" and "task" in rows else rows
+        values = comparable.assign(value=pd.to_numeric(comparable[column], errors="coerce")).dropna(subset="value")
         means = values.groupby([*keys, "head"], dropna=False, sort=False)["value"].mean().reset_index()
         plainest = means[means["head"] == BASELINE].drop(columns="head")
         decoded = means[means["head"] != BASELINE]
@@ -56,8 +59,8 @@ def decoder_benefit(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _without_head(protocol: str, head: str) -> str:
-    """The protocol with the name of its head as a blank; "bilinear" is not "linear"."""
-    return re.sub(rf"\b{re.escape(head)}\b", "_", protocol)
+    """The protocol with what it says of its head as a blank; "bilinear" is not "linear"."""
+    return re.sub(rf"\b{re.escape(head)}\b(, COCO AP of [^;]*)?", "_", protocol)
 
 
 def benefit_interval(differences: Sequence[float], level: float = LEVEL) -> tuple[float, float, float]:
