@@ -41,7 +41,8 @@ class UperNetShape:
     2x2 convolutions of stride 2 at full width, with a norm and GELU between two of them; reduced by max-pooling.
     Decoder: 1x1 convolutions of the coarsest level, pooled to each of `pool_scales`, and a 3x3 convolution over it and
     them; for the others a 1x1 convolution, the coarser level added, and a 3x3 convolution; then a 3x3 convolution over
-    all four levels at the finest stride. All with norm and ReLU, without bias. Head: a 1x1 convolution.
+    all four levels at the finest stride. All with norm and ReLU, without bias. Head: a 1x1 convolution, without the
+    dropout of 0.1 that mmsegmentation puts before it.
 
     `channels` of the paper's head are not stated. From its parameters (13M beside Adventurer-Base, 5M beside Tiny,
     arXiv 2502.03738, Table 2) this structure has 192 of them: 13.1M and 5.3M. That is an inference.

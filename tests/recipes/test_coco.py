@@ -21,6 +21,9 @@ def test_settings_are_the_papers(size, patch_size):
     assert (config.task, config.head, config.data.name) == ("detection", "cascade_mask_rcnn", "coco")
     assert (training.optimizer, training.learning_rate, training.weight_decay) == ("adamw", 1e-4, 0.05)
     assert training.epochs == 12
+    assert training.min_learning_rate == 0
+    steps = 12 * 0.99 * PUBLISHED_IMAGES["coco"] / training.batch_size
+    assert training.warmup_fraction * steps == pytest.approx(900, rel=0.05)
     assert config.model.img_size[0] == (832 if patch_size == 64 else 800)
     assert build_config(config.to_dict()).training == training
 

@@ -1,7 +1,7 @@
 """Detection and instance masks on COCO with the settings of arXiv 2502.03738, for any patch size.
 
 Stated there (Section 4.1): Cascade Mask R-CNN, AdamW, learning rate 1e-4, weight decay 0.05, 12 epochs, and a short
-side of 800 px. Not stated, and our choice: batches of 16, a cosine after a warm-up of about 1,000 steps, gradients
+side of 800 px. Not stated, and our choice: batches of 16, a warm-up of about 900 steps and a cosine to 0, gradients
 clipped at 1, drop path 0.1, no layer decay, and short sides of 640 to 800 px in training, as is usual for COCO.
 
 The canvas is fixed, 800 x 1344 px, because Adventurer learns a position for every patch: a landscape picture has the
@@ -40,6 +40,7 @@ def coco(size: str = "base", *, patch_size: int = 16, head: str = "cascade_mask_
             epochs=12,
             batch_size=16,
             learning_rate=1e-4,
+            min_learning_rate=0.0,
             weight_decay=0.05,
             warmup_fraction=0.01,
             precision="bf16",

@@ -16,8 +16,8 @@ ANCHOR_SIDE = 8
 """Side of a square anchor in strides of its level: 32 pixels at stride 4, as in the feature pyramid network's paper."""
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 CANONICAL_PLACES = 14
-"""A box this many places wide on the finest level is the smallest that is read from the second level (arXiv 1612.03144:
-224 pixels at stride 16, so 56 at stride 4)."""
+"""A box this many places wide is the smallest that a level is meant for (arXiv 1612.03144: 224 pixels at stride 16, so
+56 at stride 4 and 112 at 8); the finest level has all smaller ones, too."""
 SAMPLES = 2
 """Bilinear samples of a bin along each side."""
 
