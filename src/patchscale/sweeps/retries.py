@@ -54,6 +54,11 @@ def decide(run: RunDirectory, verdict: Verdict, ending: Ending, *, processes: in
     return retry
 
 
+def gets_on(run: RunDirectory) -> bool:
+    """Whether a run that is taken away again has got on since the last `FRUITLESS` times; counts this one."""
+    return _again(run, "preempted", FRUITLESS).again
+
+
 def reconsider(run: RunDirectory, verdict: Verdict, *, processes: int) -> bool:
     """Whether a run that failed while no sweep looked is tried again; it is open then."""
     if verdict.kind not in RETRIED_LATER or "given_up" in _record(run) or run.is_locked():

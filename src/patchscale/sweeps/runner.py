@@ -84,6 +84,7 @@ def run_study(
             resources=study.resources,
             folder=runs_root / study.name,
             ray_address=ray_address,
+            say=watcher.message,
         )
         ledger = Ledger(planned, resources=study.resources, device=device) if budget_hours is not None else None
         rules = Rules(

@@ -73,11 +73,11 @@ def judge(run: RunDirectory, ending: Ending, *, before: int | None = None, stopp
     except UserError as error:
         return Verdict(state=UNREADABLE, message=str(error))
     state = status["state"]
+    if finished:  # it was killed between writing its result and saying so, or had no room to say so
+        return Verdict(state="done", written=state == "done")
     spoke = before is not None and status.get("attempt", 0) > before
     if state == "done" or (spoke and state in LAST_WORDS) or ending.exit_code in LAST_WORDS.get(state, ()):
         return Verdict(state=state, kind=status.get("kind"), message=status.get("message") or "")
-    if finished:
-        return Verdict(state="done")  # it was killed between writing its result and saying so
     if run.is_locked():
         return Verdict(state="running")
     if ending.cancelled:

@@ -5,7 +5,7 @@ study begun on one executor ends on another.
 """
 
 import signal
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -42,6 +42,8 @@ class Options:
     folder: Path = Path("runs")
     """Folder of the study's runs."""
     ray_address: str | None = None
+    say: Callable[[str], None] = lambda text: None
+    """Gets one line for people."""
 
 
 class Executor(Protocol):

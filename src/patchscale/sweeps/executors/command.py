@@ -5,6 +5,7 @@ What it prints goes to console.txt of the run directory.
 
 import ctypes
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -48,9 +49,25 @@ def wait(process: "subprocess.Popen[bytes]", path: Path) -> int:
     """Its exit code, when it has ended; a mistake that it could not record itself is recorded."""
     while (exit_code := process.poll()) is None:
         time.sleep(0.1)  # signals are handled in between
+    run, console = RunDirectory(path), path / "console.txt"
     if exit_code == MISTAKE:
-        _record_mistake(RunDirectory(path))
+        _record_mistake(run, console)
+    elif exit_code > 0:
+        record_mistake_of_ranks(run, console)
     return exit_code
+
+
+def record_mistake_of_ranks(run: RunDirectory, console: Path) -> int | None:
+    """Record a mistake of which torchrun, whose own exit code is 1, says in `console` that a rank ended with it.
+
+    Returns that rank's exit code, None if it was nothing of the kind.
+    """
+    text = console.read_text(encoding="utf-8", errors="replace") if console.exists() else ""
+    codes = re.findall(r"^\s*exitcode\s*:\s*(-?\d+)", text, re.MULTILINE)  # of its report, one for each rank
+    if not codes or int(codes[-1]) != MISTAKE:
+        return None
+    _record_mistake(run, console)
+    return MISTAKE
 
 
 def stop(process: "subprocess.Popen[bytes]") -> None:
@@ -72,13 +89,13 @@ def _prepare_child() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a step; submitit handles it
 
 
-def _record_mistake(run: RunDirectory) -> None:
+def _record_mistake(run: RunDirectory, console: Path) -> None:
     status = run.status()
     if status["state"] in ("failed", "running", "done"):
         return
-    lines = (run.path / "console.txt").read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line for line in lines if line.startswith("error: ")]
-    message = errors[-1].removeprefix("error: ") if errors else "see console.txt"
+    lines = console.read_text(encoding="utf-8", errors="replace").splitlines()
+    errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
+    message = errors[-1] if errors else f"see {console.name}"
     if "another process is running this run" in message:
         return
     with suppress(RunBusy), run.lock():

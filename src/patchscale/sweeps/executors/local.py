@@ -20,7 +20,7 @@ from types import ModuleType
 from patchscale.errors import RunFailed, UserError
 from patchscale.runs.record import RunBusy, RunDirectory
 from patchscale.sweeps.executors.base import Ending, Options
-from patchscale.sweeps.executors.command import die_with_the_parent, train_command
+from patchscale.sweeps.executors.command import die_with_the_parent, record_mistake_of_ranks, train_command
 from patchscale.sweeps.packing import Gpus
 from patchscale.sweeps.plan import PlannedRun
 from patchscale.sweeps.price import price
@@ -55,7 +55,8 @@ class LocalExecutor:
         self._jobs: dict[ForkServerProcess, PlannedRun] = {}
         self._asked: set[ForkServerProcess] = set()
         self._memory_bytes: dict[str, int] = {}
-        self._oom_kills = 0
+        self._oom_kills: dict[ForkServerProcess, int] = {}
+        """Those before its start, and those that have been told of another run since."""
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload(PRELOADED)
 
@@ -83,7 +84,7 @@ class LocalExecutor:
         processes = self._resources(job).processes_per_node
         arguments = (str(job.run.path), environment, self.threads, self.options.retry_failed, processes)
         process = self._context.Process(target=_child, args=arguments, name=job.run_id)
-        self._oom_kills = oom_kills()
+        oom_kills_before = oom_kills()
         try:
             with _surroundings_of_a_child():
                 process.start()
@@ -92,7 +93,7 @@ class LocalExecutor:
                 "the process that starts runs has died, probably while importing torch; to see why: "
                 f"{sys.executable} -c 'import {', '.join(PRELOADED)}'"
             ) from error
-        self._jobs[process] = job
+        self._jobs[process], self._oom_kills[process] = job, oom_kills_before
 
     def flush(self) -> None:
         """Nothing: runs start at once."""
@@ -106,13 +107,15 @@ class LocalExecutor:
             process.join()
             exit_code = process.exitcode
             job = self._jobs.pop(process)
+            short = exit_code == -signal.SIGKILL and self._was_killed_for_memory(process)
+            del self._oom_kills[process]
             self.gpus.release(job.run_id)
             self._asked.discard(process)
             process.close()
             assert exit_code is not None
-            several = self._resources(job).processes_per_node > 1
-            short = exit_code == -signal.SIGKILL and oom_kills() > self._oom_kills
-            yield job, Ending(exit_code=None if several and exit_code > 0 else exit_code, out_of_memory=short)
+            if self._resources(job).processes_per_node > 1 and exit_code > 0:  # torchrun's
+                exit_code = record_mistake_of_ranks(job.run, job.run.log_path)
+            yield job, Ending(exit_code=exit_code, out_of_memory=short)
 
     def stop(self, received: signal.Signals) -> bool:
         """Once, as a run that is asked twice drops its step."""
@@ -135,9 +138,16 @@ class LocalExecutor:
     def _resources(self, job: PlannedRun) -> Resources:
         return resources_of(job.config, self.options.resources)
 
+    def _was_killed_for_memory(self, process: ForkServerProcess) -> bool:
+        """Takes one of the system's kills since its start for the process's; it is no other's then."""
+        if oom_kills() <= self._oom_kills[process]:
+            return False
+        for each in self._oom_kills:
+            self._oom_kills[each] += 1
+        return True
+
     def _number_of_gpus(self, job: PlannedRun) -> int:
-        number = self._resources(job).whole_gpus
-        return 1 if number is None else number
+        return number_of_gpus(self._resources(job))
 
     def _memory(self, job: PlannedRun) -> int:
         """What the run is predicted to take of each GPU; asked only where several share one."""
@@ -158,8 +168,13 @@ class LocalExecutor:
     def _refuse_what_will_never_fit(self, needs: Resources) -> None:
         if needs.nodes > 1:
             raise UserError(f"resources: {needs.nodes} nodes are for --executor slurm; this is one machine")
-        if self.gpus.gpus and (needs.gpus or 1) > len(self.gpus.gpus):
-            raise UserError(f"resources: {needs.gpus:g} GPUs for a run, and this machine shows {len(self.gpus.gpus)}")
+        if self.gpus.gpus and (number := number_of_gpus(needs)) > len(self.gpus.gpus):
+            raise UserError(f"resources: {number} GPUs for a run, and this machine shows {len(self.gpus.gpus)}")
+
+
+def number_of_gpus(needs: Resources) -> int:
+    """One for each process, unless something else was asked for."""
+    return needs.processes_per_node if needs.whole_gpus is None else needs.whole_gpus
 
 
 @contextmanager
@@ -273,11 +288,25 @@ def gpu_memory_bytes(names: Sequence[str], runs_per_gpu: int) -> dict[str, int |
     return sizes
 
 
-def oom_kills() -> int:
-    """Processes that the system has killed for want of memory since it started; 0 where it does not tell."""
-    with suppress(OSError, ValueError):
-        for line in Path("/proc/vmstat").read_text(encoding="utf-8").splitlines():
-            name, _, count = line.partition(" ")
-            if name == "oom_kill":
-                return int(count)
+def oom_kills(root: Path = Path("/")) -> int:
+    """Processes that the system has killed for want of memory so far; 0 where it does not tell.
+
+    Of this process's control group, in which its runs are, too; else of the whole machine. Linux: `oom_kill` of
+    memory.events (cgroup v2), which counts kills of members by any killer, and of /proc/vmstat.
+    """
+    for counts in (_own_memory_events(root), root / "proc/vmstat"):
+        with suppress(OSError, ValueError):
+            for line in counts.read_text(encoding="utf-8").splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
     return 0
+
+
+def _own_memory_events(root: Path) -> Path:
+    group = ""
+    with suppress(OSError):
+        for line in (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines():
+            if line.startswith("0::"):
+                group = line.removeprefix("0::")
+    return root / "sys/fs/cgroup" / group.strip("/") / "memory.events"

@@ -7,6 +7,7 @@ autoscaler sees what they need. Tasks end with the sweep that started them, and 
 import logging
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -57,7 +58,7 @@ class RayExecutor:
 
     def start(self, job: PlannedRun) -> None:
         needs = self.needs[job.run_id]
-        environment = {name: value for name, value in os.environ.items() if name in PASSED_ON}
+        environment = {name: value for name, value in os.environ.items() if PASSED_ON.fullmatch(name)}
         task = self._task.options(
             num_cpus=needs.cpus or 1,
             num_gpus=self._gpus(job, needs),
@@ -120,7 +121,7 @@ class RayExecutor:
         return Ending(exit_code=exit_code)
 
 
-PASSED_ON = ("PATCHSCALE_DATA", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "PYTHONPATH", "HF_HOME", "WANDB_MODE")
+PASSED_ON = re.compile(r"PATCHSCALE_\w+|(OMP|MKL)_NUM_THREADS|PYTHONPATH|TORCH_HOME|(HF|WANDB|MLFLOW)_\w+")
 """Variables of the sweep that its runs see; the others are those of Ray's workers."""
 
 

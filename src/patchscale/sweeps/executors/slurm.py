@@ -1,51 +1,57 @@
 """Runs as jobs of Slurm, submitted with submitit as arrays; several nodes of one run meet through torchrun.
 
 A job outlives the sweep: its number is in `job.json` of the run directory, so that the next sweep finds it. A job that
-is preempted, or whose time is nearly over, lets its run save and is queued again under the same number; so does Slurm
-itself when a node fails. What became of a job is asked of squeue, and of sacct once it has left the queue. Ctrl-C
-cancels the jobs, whose runs save; SIGTERM (a login node that goes down) ends the sweep alone.
+is preempted, or whose time is nearly over, lets its run save and is queued again under the same number, as long as the
+run gets on; so does Slurm itself when a node fails. What became of a job is asked of squeue, and of sacct once it has
+left the queue. Ctrl-C lets runs save and cancels what waits, except jobs of another sweep; SIGTERM (a login node that
+goes down) ends the sweep alone.
 """
 
+import math
 import os
+import re
 import shutil
 import signal
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from patchscale.errors import UserError
+from patchscale.runs.claim import Owner
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.executors.base import Ending, Options
 from patchscale.sweeps.executors.command import start, stop, train_command, wait
 from patchscale.sweeps.plan import PlannedRun
 from patchscale.sweeps.resources import Resources, resources_of
+from patchscale.sweeps.retries import gets_on
 
 POLL_S = 3.0
 SUBMIT_AGAIN_S = 5.0
 """After Slurm did not take a submission."""
+SAY_AGAIN_S = 300.0
+"""That it still does not."""
+VAIN_TRIES = 12
+"""So often Slurm may say that a user has too many jobs, or too large ones, while this user has none."""
 UNKNOWN_LOOKS = 5
 """A job that neither squeue nor sacct knows, at so many looks in turn, has ended."""
 MOST_JOBS = 1000
 """In the queue at a time."""
 SIGNAL_BEFORE_END_S = 90
+SAVING_S = 300.0
+"""A running job that was asked to save is cancelled after so long."""
 DEFAULT_TIME_H = 4.0
 """A run that takes longer is queued again, and goes on."""
 PORTS = range(20_000, 30_000)
 """Where the nodes of a job meet; each job has its own."""
-NOT_NOW = (
-    "Unable to contact",
-    "timed out",
-    "Connection refused",
-    "temporarily",
-    "limit",
-    "Limit",
-    "Unexpected message",
-)
-"""What sbatch says when the controller is away or the queue is full."""
+NOT_NOW = ("Unable to contact", "timed out", "Connection refused", "temporarily", "Unexpected message")
+"""What sbatch says when the controller is away or its queue is full."""
+TOO_MANY_OR_TOO_LARGE = "job submit limit"
+"""Of accounting: "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"."""
 TAKEN_AWAY = ("NODE_FAIL", "PREEMPTED", "TIMEOUT", "DEADLINE", "BOOT_FAIL", "REVOKED", "REQUEUED", "STOPPED")
 WAITING_OR_RUNNING = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "RESIZING")
 
@@ -68,7 +74,12 @@ class SlurmExecutor:
         self._handed_over: list[PlannedRun] = []
         self._unknown: dict[str, int] = {}
         self._looked = self._submitted = 0.0
-        self._asked: set[str] = set()
+        self._said = -SAY_AGAIN_S
+        self._vain_tries = 0
+        self._others: set[str] = set()
+        """Jobs that another sweep has submitted, which may be at work."""
+        self._asked: dict[str, float] = {}
+        """Jobs that were asked to save, and when; those that were cancelled: for ever."""
 
     @property
     def running(self) -> Collection[PlannedRun]:
@@ -79,7 +90,9 @@ class SlurmExecutor:
         queued = squeue() if known else {}
         if queued is None:
             raise UserError("Slurm does not answer squeue, so that jobs of an earlier sweep cannot be found; try again")
-        self._jobs = {number: job for number, job in known.items() if number in queued}
+        for number, job in known.items():
+            if number in queued:
+                self._take_over(number, job)
         return {job: (job.run.read_json("job.json") or {}).get("attempt", 0) for job in self._jobs.values()}
 
     def has_room(self, job: PlannedRun) -> bool:
@@ -92,14 +105,33 @@ class SlurmExecutor:
         if not self._handed_over or time.monotonic() - self._submitted < SUBMIT_AGAIN_S:
             return
         self._submitted = time.monotonic()
+        queued = squeue()
+        if queued is None:
+            self._say_again("Slurm does not answer squeue")
+            return
         groups: dict[str, list[PlannedRun]] = {}
-        for job in self._handed_over:
-            groups.setdefault(repr(self._resources(job)), []).append(job)
+        for job in list(self._handed_over):
+            number = _number_of(job.run)
+            if number is not None and _ending(queued.get(number, "UNKNOWN")) is None:  # another sweep was faster
+                self._take_over(number, job)
+                self._handed_over.remove(job)
+            else:
+                groups.setdefault(repr(self._resources(job)), []).append(job)
         for group in groups.values():
             attempts = {job: job.run.attempt() for job in group}
-            numbers = self._submit(group)
-            for job, number in zip(group, numbers, strict=False):  # none, if Slurm takes no jobs now
-                job.run.write_json("job.json", {"executor": "slurm", "number": number, "attempt": attempts[job]})
+            try:
+                numbers = self._submit(group)
+            except _NotNow as refusal:
+                self._vain_tries += TOO_MANY_OR_TOO_LARGE in str(refusal) and not queued and not self._jobs
+                if self._vain_tries >= VAIN_TRIES:
+                    raise _refused(str(refusal)) from None
+                self._say_again(str(refusal))
+                continue
+            self._vain_tries, self._said = 0, -SAY_AGAIN_S
+            sweep = asdict(Owner.this_process())
+            for job, number in zip(group, numbers, strict=True):
+                record = {"executor": "slurm", "number": number, "attempt": attempts[job], "sweep": sweep}
+                job.run.write_json("job.json", record)
                 self._jobs[number] = job
                 self._handed_over.remove(job)
 
@@ -111,7 +143,8 @@ class SlurmExecutor:
         for number, state in self._states().items():
             ending = _ending(state)
             if ending is not None:
-                self._asked.discard(number)
+                self._asked.pop(number, None)
+                self._others.discard(number)
                 job = self._jobs.pop(number)
                 yield job, Ending(exit_code=_exit_code(job.run, number)) if state == "COMPLETED" else ending
 
@@ -120,13 +153,23 @@ class SlurmExecutor:
         if received == signal.SIGTERM:  # the jobs go on; the next sweep finds them
             self._jobs = {}
             return False
-        to_ask = self._jobs.keys() - self._asked
-        self._cancel(to_ask)
-        self._asked |= to_ask
-        return bool(to_ask)
+        if left := self._others & self._jobs.keys():
+            numbers = " ".join(sorted(left))
+            self.options.say(f"{len(left)} jobs of another sweep go on; to end them: scancel {numbers}")
+            self._jobs = {number: job for number, job in self._jobs.items() if number not in left}
+        now = time.monotonic()
+        new = self._jobs.keys() - self._asked.keys()
+        running = {number for number in new if self._jobs[number].run.is_locked()}
+        # Plain scancel leaves a run KillWait to save, 30 s by default. Of a job's processes the run's alone hears this.
+        self._cancel(running, "--signal=TERM")
+        self._asked |= dict.fromkeys(running, now)
+        late = {number for number, asked in self._asked.items() if now - asked > SAVING_S}
+        self._cancel(new - running | late)
+        self._asked |= dict.fromkeys(new - running | late, math.inf)
+        return bool(new)
 
     def kill(self) -> None:
-        self._cancel(self._jobs, "--signal=KILL")
+        self._cancel(self._jobs.keys() - self._others, "--signal=KILL")
 
     def close(self) -> None:
         """Jobs outlive the sweep."""
@@ -145,10 +188,21 @@ class SlurmExecutor:
             jobs = executor.map_array(RunAsJob(needs.nodes, needs.processes_per_node), paths)
         except submitit.core.utils.FailedJobError as error:
             refusal = " ".join(str(error).split())
-            if any(words in refusal for words in NOT_NOW):
-                return []
-            raise UserError(f"Slurm refuses the jobs: {refusal}; see resources of the study") from None
+            if is_for_later(refusal):
+                raise _NotNow(refusal) from None
+            raise _refused(refusal) from None
         return [submitted.job_id for submitted in jobs]
+
+    def _take_over(self, number: str, job: PlannedRun) -> None:
+        """See a job to its end that another sweep, which may live, has submitted."""
+        self._jobs[number] = job
+        if not _submitter_is_dead(job.run):
+            self._others.add(number)
+
+    def _say_again(self, refusal: str) -> None:
+        if time.monotonic() - self._said >= SAY_AGAIN_S:
+            self._said = time.monotonic()
+            self.options.say(f"Slurm takes no jobs now: {refusal}; tried again every {SUBMIT_AGAIN_S:g} s")
 
     def _resources(self, job: PlannedRun) -> Resources:
         return resources_of(job.config, self.options.resources)
@@ -184,6 +238,7 @@ class RunAsJob:
 
     def __init__(self, nodes: int, processes: int) -> None:
         self.nodes, self.processes = nodes, processes
+        self.process: subprocess.Popen[bytes] | None = None
 
     def __call__(self, path: str) -> int:
         job, restarts = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -195,18 +250,43 @@ class RunAsJob:
             meet_at=meet_at,
             job=f"{job}.{restarts}",
         )
-        self.process = start(Path(path), command)
-        exit_code = wait(self.process, Path(path))
+        process = self.process = start(Path(path), command)
+        exit_code = wait(process, Path(path))
         if exit_code < 0:  # of a signal; its word is not in status.json, so tell the sweep
             RunDirectory(Path(path)).write_json("exit.json", {"number": _own_number(), "exit_code": exit_code})
         return exit_code
 
     def checkpoint(self, path: str) -> Any:
-        """Called by submitit when the job is preempted or its time is nearly over: save, then be queued again."""
+        """Called by submitit when the job is preempted or its time is nearly over: save, then be queued again.
+
+        None, with which the job ends, if the run did not get on for so many times.
+        """
         import submitit
 
-        stop(self.process)
+        if self.process is not None:
+            stop(self.process)
+        if not gets_on(RunDirectory(Path(path))):
+            return None
         return submitit.helpers.DelayedSubmission(RunAsJob(self.nodes, self.processes), path)
+
+
+class _NotNow(Exception):
+    """Slurm takes no jobs at the moment; the message is its own."""
+
+
+def _refused(refusal: str) -> UserError:
+    return UserError(f"Slurm refuses the jobs: {refusal}; see resources of the study")
+
+
+def is_for_later(refusal: str) -> bool:
+    """Whether what sbatch said may be otherwise later: the controller is away, or there are too many jobs by now.
+
+    Accounting names the limit, such as QOSMaxSubmitJobPerUserLimit or QOSMaxWallDurationPerJobLimit, if it enforces it
+    at submission; those on submissions have SubmitJob in their names (Slurm, job reason codes).
+    """
+    if (limit := re.search(r"\b(?:QOS|Assoc)\w+", refusal)) is not None:
+        return "SubmitJob" in limit[0]
+    return TOO_MANY_OR_TOO_LARGE in refusal or any(words in refusal for words in NOT_NOW)
 
 
 def squeue() -> dict[str, str] | None:
@@ -285,6 +365,14 @@ def _number_of(run: RunDirectory) -> str | None:
         if job is not None and job.get("executor") == "slurm":
             return str(job["number"])
     return None
+
+
+def _submitter_is_dead(run: RunDirectory) -> bool:
+    """Whether the sweep that submitted this run's job has ended; of one on another machine nothing tells."""
+    with suppress(UserError, TypeError):
+        sweep = (run.read_json("job.json") or {}).get("sweep")
+        return sweep is None or Owner(**sweep).lives_here is False
+    return True
 
 
 def _exit_code(run: RunDirectory, number: str) -> int | None:
