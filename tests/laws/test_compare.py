@@ -65,7 +65,7 @@ def test_a_level_held_out_is_not_in_the_fit(adventurer):
     table = table[(table["architecture"] == "adventurer")]
     table = table[(table["img_size"] > 64) | (table["model"] == "Adventurer-Base")]
     held = table[table["patch_size"] == 4]
-    fit = fit_law(table[table["patch_size"] != 4], form="relative-patch", target="error", draws=20)
+    fit = fit_law(table[table["patch_size"] != 4], form="relative-patch", target="error", draws=40)
     error = 100 * (fit.predict(held)["predicted"] - (1 - held["metric"]))
     one = adventurer.holdouts.query("form == 'relative-patch' and column == 'patch_size' and value == 4").iloc[0]
     assert one["side"] == "inside"
@@ -83,7 +83,7 @@ def test_a_fit_holds_out_what_the_comparison_does(adventurer):
     table = table[(table["img_size"] > 64) | (table["model"] == "Adventurer-Base")]
     ends = adventurer.holdouts.query("side == 'end'")
     for form in ("relative-patch", "relative-patch:C=0", "additive"):
-        fit = fit_law(table, form=form, target="error", draws=20)
+        fit = fit_law(table, form=form, target="error", draws=40)
         expected = ends[ends["form"] == form].set_index("column")
         found = {one.column: one for one in fit.holdouts}
         assert set(found) == set(expected.index)

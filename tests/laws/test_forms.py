@@ -76,7 +76,7 @@ def test_a_new_law_brings_its_own_rules(planted):
 
     law = OddSizes(["patch_size"])
     rows = planted.curve(patch_sizes=(1, 3, 5, 7, 9, 11))
-    options = FitOptions(law=law, target=target_named("loss"), draws=20)
+    options = FitOptions(law=law, target=target_named("loss"), draws=40)
     assert fit_joint(rows, options).check("floor-resolution").message == "no floor in odd sizes"
     with pytest.raises(UserError, match="additive:patch_size: even patch sizes"):
         fit_joint(rows.assign(patch_size=2 * rows["patch_size"]), options)

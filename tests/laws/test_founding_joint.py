@@ -60,7 +60,7 @@ def test_the_joint_forms_rank_as_in_the_documents(adventurer):
         "product": (58.3, 1.21),
     }
     for form, (behind, missed) in expected.items():
-        fit = fit_law(adventurer.rows, form=form, target="error", draws=20)
+        fit = fit_law(adventurer.rows, form=form, target="error", draws=40)
         assert fit.aicc - adventurer.aicc == pytest.approx(behind, abs=3), form
         holdout = next(one for one in fit.holdouts if one.column == "patch_size")
         if missed is not None:

@@ -52,7 +52,7 @@ def test_clusters_are_curves_by_default_and_can_be_chosen(fit):
     assert (fit.bootstrap.clusters, fit.bootstrap.clustered_by) == (12, "model x img_size")
     table = sweep(curve_noise=0.005)
     # four models are too few to draw from
-    few = fit_law(table, form=FORM, target="error", draws=20, cluster_by=["model"])
+    few = fit_law(table, form=FORM, target="error", draws=40, cluster_by=["model"])
     assert few.bootstrap.clusters == len(table)
     assert few.check("clusters").state == "warn"
     # curves that are off as a whole widen the interval only if they are drawn as a whole
@@ -146,7 +146,7 @@ def test_noise_weights_the_rows():
     table = sweep(noise=1e-5).assign(sd=1e-5)
     table.loc[3, "metric"] -= 0.05
     plain, known = (
-        fit_law(table.assign(sd=np.where(table.index == 3, sd, 1e-5)), form=FORM, target="error", noise="sd", draws=20)
+        fit_law(table.assign(sd=np.where(table.index == 3, sd, 1e-5)), form=FORM, target="error", noise="sd", draws=40)
         for sd in (1e-5, 1.0)
     )
     assert known.parameters["h"].value == pytest.approx(TRUE["h"], rel=1e-2)
@@ -212,13 +212,20 @@ def test_a_joint_fit_says_what_it_is_in_words_and_in_json(fit):
         (lambda t: t, {"residuals": "abs"}, "use log or relative"),
         (lambda t: t, {"huber": -1.0}, "huber=-1.0 is not positive"),
         (lambda t: t, {"draws": 3}, "draws=3 are too few"),
+        (lambda t: t, {"draws": 38}, "draws=38 are too few for 95 % intervals; give 39 or more"),
+        (lambda t: t, {"draws": 198, "level": 0.99}, "draws=198 are too few for 99 % intervals; give 199 or more"),
+        (
+            lambda t: pd.concat([t] * 14, ignore_index=True),
+            {"draws": 100_000},
+            "more than 50,000,000 numbers of noise",
+        ),
         (lambda t: t, {"form": "additive:patchsize"}, "no law has an axis 'patchsize'; did you mean 'patch_size'"),
         (lambda t: t, {"form": "relative-patch:c=0"}, "no option 'c=0'; options: h=0, C=0"),
     ],
 )
 def test_what_the_data_cannot_support_is_refused_by_name(change, arguments, message):
     with pytest.raises(UserError, match=message) as caught:
-        fit_law(change(sweep()), **({"form": FORM, "target": "error", "draws": 20} | arguments))
+        fit_law(change(sweep()), **({"form": FORM, "target": "error", "draws": 40} | arguments))
     assert "\n" not in str(caught.value)
 
 
@@ -234,33 +241,33 @@ def encoders(visual_tokens) -> pd.DataFrame:
 
 
 def test_the_encoder_term_needs_tokens_that_do_not_follow_from_the_image():
-    fit = fit_law(encoders(lambda tokens, share: tokens / share), form="vlm:encoder", target="error", draws=20)
+    fit = fit_law(encoders(lambda tokens, share: tokens / share), form="vlm:encoder", target="error", draws=40)
     assert fit.parameters["a"].value == pytest.approx(1.1, rel=1e-3)
     assert fit.parameters["C"].value == pytest.approx(2.0, rel=1e-3)
     following = encoders(lambda tokens, share: tokens)
     with pytest.raises(UserError, match="visual_tokens and img_size vary together"):
-        fit_law(following, form="vlm:encoder", target="error", draws=20)
+        fit_law(following, form="vlm:encoder", target="error", draws=40)
     # with several patch sizes no pair of axes shows it, but all of them together do
     crossed = following.assign(patch_size=[14, 28, 7] * 12)
     crossed["visual_tokens"] = (crossed["img_size"] / crossed["patch_size"]) ** 2
     with pytest.raises(UserError, match=r"follows from .* cannot be told apart"):
-        fit_law(crossed, form="vlm:encoder", target="error", draws=20)
+        fit_law(crossed, form="vlm:encoder", target="error", draws=40)
     few = encoders(lambda tokens, share: tokens / share).query("img_size < 400")
     with pytest.raises(UserError, match=r"2 distinct patch_size / img_size; .*run more image sizes, or use form 'vlm'"):
-        fit_law(few, form="vlm:encoder", target="error", draws=20)
+        fit_law(few, form="vlm:encoder", target="error", draws=40)
     with pytest.raises(UserError, match="vlm has no option 'encodr'; the only one is vlm:encoder"):
-        fit_law(few, form="vlm:encodr", target="error", draws=20)
+        fit_law(few, form="vlm:encodr", target="error", draws=40)
 
 
 def test_an_unknown_group_or_factor_value_is_not_predicted():
     table = sweep().assign(family=lambda t: np.where(t["patch_size"] + t["img_size"] > 134, "x", "y"))
     point = table.head(1)
-    grouped = fit_law(table, form=FORM, target="error", groups=["family"], draws=20)
+    grouped = fit_law(table, form=FORM, target="error", groups=["family"], draws=40)
     with pytest.raises(UserError, match="group 'z' was not fitted"):
         grouped.predict(point.assign(family="z"))
     with pytest.raises(UserError, match="no column 'family', which tells the groups apart"):
         grouped.predict(point.drop(columns="family"))
-    factored = fit_law(table, form=FORM, target="error", factors=["family"], draws=20)
+    factored = fit_law(table, form=FORM, target="error", factors=["family"], draws=40)
     with pytest.raises(UserError, match="family 'z' was not fitted"):
         factored.predict(point.assign(family="z"))
     # without the column a factor is at its baseline
@@ -273,11 +280,11 @@ def test_values_are_the_predictions_without_intervals(kind):
     table = sweep().assign(family=lambda t: np.where(t["patch_size"] + t["img_size"] > 134, "x", "y"))
     table["recipe"] = np.where(table["model"] == "tiny", "long", "short")
     options = {
-        "joint": {"form": FORM, "target": "error", "draws": 20},
+        "joint": {"form": FORM, "target": "error", "draws": 40},
         "groups and factors": {
-            "form": FORM, "target": "error", "groups": ["family"], "factors": ["recipe"], "draws": 20
+            "form": FORM, "target": "error", "groups": ["family"], "factors": ["recipe"], "draws": 40
         },
-        "logit": {"form": FORM, "target": "logit-error", "draws": 20, "allow_mixed": True},
+        "logit": {"form": FORM, "target": "logit-error", "draws": 40, "allow_mixed": True},
         "curve": {"form": "patch", "target": "error"},
     }[kind]  # fmt: skip
     rows = table.query("model == 'base' and img_size == 128") if kind == "curve" else table
@@ -296,7 +303,7 @@ def test_a_group_is_extrapolated_outside_of_what_was_measured_of_it():
             sweep(rng=1).query("model == 'base' and img_size == 128 and patch_size >= 4").assign(family="y"),
         ]
     )
-    fit = fit_law(both, form=FORM, target="error", groups=["family"], draws=20)
+    fit = fit_law(both, form=FORM, target="error", groups=["family"], draws=40)
     points = pd.DataFrame(
         [
             {"family": "x", "params_backbone": 5e6, "img_size": 64, "patch_size": 2},

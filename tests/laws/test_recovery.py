@@ -5,6 +5,7 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import special
 
 from patchscale import fit_law
 from patchscale.laws.forms import LAWS, law_named
@@ -62,7 +63,7 @@ def test_a_noise_free_law_is_recovered_to_a_thousandth(form):
     law, planted = law_named(form), PLANTED[form]
     table = grid(law)
     table["test_loss"] = values(law, table, planted)
-    fit = fit_law(table, form=form, draws=20)
+    fit = fit_law(table, form=form, draws=40)
     found = {name: estimate.value for name, estimate in fit.parameters.items()}
     assert found == pytest.approx(planted, rel=1e-3)
     assert fit.predict(table)["predicted"].to_numpy() == pytest.approx(table["test_loss"].to_numpy(), rel=1e-6)
@@ -80,7 +81,7 @@ def test_groups_have_floors_of_their_own_and_share_exponents():
         table["test_loss"] = values(law, table, PLANTED["relative-patch:C=0"] | {"E": E, "B": B})
         parts.append(table.assign(recipe=name))
     table = pd.concat(parts, ignore_index=True)
-    fit = fit_law(table, form="relative-patch:C=0", groups=["recipe"], draws=20)
+    fit = fit_law(table, form="relative-patch:C=0", groups=["recipe"], draws=40)
     found = {name: estimate.value for name, estimate in fit.parameters.items()}
     expected = {"E[plain]": 0.10, "E[distilled]": 0.07, "B[plain]": 200.0, "B[distilled]": 120.0}
     assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-3)
@@ -99,7 +100,7 @@ def test_a_factor_multiplies_or_is_added(factor, name, planted):
     clean = values(law, table.drop(columns="kd"), PLANTED["relative-patch:C=0"])
     yes = table["kd"] == "yes"
     table["test_loss"] = np.where(yes, clean + planted if factor.startswith("+") else clean * planted, clean)
-    fit = fit_law(table, form="relative-patch:C=0", factors=[factor], draws=20)
+    fit = fit_law(table, form="relative-patch:C=0", factors=[factor], draws=40)
     assert fit.parameters[name].value == pytest.approx(planted, rel=1e-3)
     assert fit.parameters["h"].value == pytest.approx(0.33, rel=1e-3)
 
@@ -109,7 +110,7 @@ def test_on_the_logit_scale_the_law_describes_the_logit_and_its_floor_may_be_neg
     table = grid(law)
     planted = PLANTED["relative-patch:C=0"] | {"E": -2.0}
     table["metric"] = 1 - 1 / (1 + np.exp(-values(law, table, planted)))
-    fit = fit_law(table, form="relative-patch:C=0", target="logit-error", draws=20)
+    fit = fit_law(table, form="relative-patch:C=0", target="logit-error", draws=40)
     found = {name: estimate.value for name, estimate in fit.parameters.items()}
     assert found == pytest.approx(planted, rel=1e-3)
     predicted = fit.predict(table)
@@ -122,7 +123,7 @@ def test_hoffmanns_law_on_eight_budgets_of_sixteen_points(planted):
     table = pd.DataFrame({"params_backbone": problem.axes["N"], "images_seen": problem.axes["D"]})
     table["test_loss"] = problem.measured
     assert len(table) == 128
-    fit = fit_law(table, form="additive:params_backbone,images_seen", draws=20)
+    fit = fit_law(table, form="additive:params_backbone,images_seen", draws=40)
     assert fit.parameters["a"].value == pytest.approx(0.34, abs=1e-3)
     assert fit.parameters["b"].value == pytest.approx(0.28, abs=1e-3)
     found = [fit.parameters[name].value for name in "EAB"]
@@ -135,7 +136,15 @@ def test_hubers_loss_shrugs_off_a_few_wild_rows(planted):
     table["test_loss"] = problem.measured * np.exp(2e-4 * np.random.default_rng(0).normal(size=128))
     table.loc[[5, 40, 90], "test_loss"] *= 1.2
     form = "additive:params_backbone,images_seen"
-    squares, huber = (fit_law(table, form=form, huber=delta, draws=20) for delta in (None, 1e-3))
+    squares, huber = (fit_law(table, form=form, huber=delta, draws=40) for delta in (None, 1e-3))
     miss = [abs(fit.parameters["a"].value - 0.34) for fit in (squares, huber)]
     assert miss[1] < 0.01
     assert miss[1] < miss[0] / 5
+
+    residuals = np.log(huber.points()["fitted"] / huber.points()["measured"])
+    assert huber.objective == pytest.approx(2 * special.huber(1e-3, residuals).sum())
+    assert huber.objective < 0.1 * (residuals**2).sum()
+    assert np.isfinite(squares.aicc)
+    assert np.isnan(huber.aicc)
+    assert huber.to_dict()["aicc"] is None
+    assert huber.conventions["aicc"].startswith("none: ")

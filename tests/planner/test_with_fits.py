@@ -34,11 +34,11 @@ def test_values_are_those_that_predict_gives(kind, joint, adventurer, priced):
     if kind == "joint":
         fit = joint
     elif kind == "logit":
-        fit = fit_law(adventurer, form="relative-patch:C=0", target="logit-error", draws=30)
+        fit = fit_law(adventurer, form="relative-patch:C=0", target="logit-error", draws=40)
     elif kind == "grouped":
         both = pd.concat([adventurer, published("patchification/imagenet").query("model == 'DeiT-Base'")])
         form = "relative-patch:h=0,C=0"
-        fit = fit_law(both, form=form, target="error", groups=["architecture"], draws=30)
+        fit = fit_law(both, form=form, target="error", groups=["architecture"], draws=40)
         priced = priced.assign(architecture="adventurer")
     else:
         fit = fit_law(adventurer.query("model == 'Adventurer-Base' and img_size == 224"), target="error")
@@ -104,7 +104,7 @@ def test_a_curve_that_names_no_model_is_planned_for_one_at_a_time(adventurer):
 
 def test_a_law_without_model_size_is_refused_for_other_models(adventurer):
     fit = fit_law(
-        adventurer.query("model == 'Adventurer-Base'"), form="additive:patch_size,img_size", target="error", draws=20
+        adventurer.query("model == 'Adventurer-Base'"), form="additive:patch_size,img_size", target="error", draws=40
     )
     made = plan(fit, Space(models=["adventurer_base"], img_sizes=[128, 224]), budgets={"infer_flops": 1e12})
     assert made.best["img_size"] == 224
@@ -128,7 +128,7 @@ def test_models_of_another_family_are_extrapolations(joint):
 def test_a_family_counts_in_its_own_group(adventurer):
     both = pd.concat([adventurer, published("patchification/imagenet").query("model == 'DeiT-Base'")])
     form = "relative-patch:h=0,C=0"
-    fit = fit_law(both, form=form, target="error", groups=["architecture"], draws=20)
+    fit = fit_law(both, form=form, target="error", groups=["architecture"], draws=40)
     for group in ("vit", "adventurer"):
         models = ["deit_base", "vit_base", "adventurer_base"]
         space = Space(models=models, img_sizes=[128], patch_sizes=[16], fixed={"architecture": group})

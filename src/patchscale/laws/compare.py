@@ -15,7 +15,7 @@ import pandas as pd
 from patchscale.errors import UserError
 from patchscale.laws.design import with_tokens
 from patchscale.laws.forms import Array, Law, law_named
-from patchscale.laws.joint import FitOptions, fit_joint
+from patchscale.laws.joint import FitOptions, fewest_draws, fit_joint
 from patchscale.laws.left_out import CARRIED, hold_out_levels
 from patchscale.laws.result import Fit
 from patchscale.laws.table import listed, require_columns, split_usable, target_named
@@ -269,7 +269,7 @@ def compare_laws(
         if law.name not in usable:
             continue
         try:
-            joint = FitOptions(law=law, draws=39, **options)  # type: ignore[arg-type]
+            joint = FitOptions(law=law, draws=fewest_draws(0.95), **options)  # type: ignore[arg-type]
             fits.append(fit_joint(table.loc[common], joint))
         except UserError as error:
             refused.append(RefusedForm(law.name, str(error)))

@@ -1,5 +1,6 @@
 """Fit one law to many curves at once: several axes, groups, factors. Rows in, a `Fit` out."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -43,6 +44,8 @@ PROFILE_AMPLITUDES = 5
 HUBER_ROUNDS = 100
 MOST_DRAWS = 100_000
 """Of a bootstrap: ends of a 95 % interval are settled long before, and each draw is a fit."""
+MOST_NOISE = 50_000_000
+"""Numbers of a bootstrap's noise, draws x rows: 0.4 GB an array, and a handful of them live at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,10 +117,11 @@ def fit_joint(table: pd.DataFrame, options: FitOptions, *, label: str | None = N
             "or a smaller form"
         )
     solution = solve(problem, starts=STARTS, seed=options.seed)
-    weighted, as_squares = problem, (problem, solution)
+    weighted, as_squares, objective = problem, (problem, solution), solution.objective
     if options.huber is not None:
         weighted, solution = reweighted(problem, solution, options.huber)
         as_squares = pseudo_values(problem, solution, options.huber)
+        objective = huber_objective(problem, solution, options.huber)
     profile, bootstrap, method = _uncertainty(*as_squares, rows, options)
     found = profile or bootstrap
     assert found is not None
@@ -151,7 +155,8 @@ def fit_joint(table: pd.DataFrame, options: FitOptions, *, label: str | None = N
         dropped=dropped,
         checks=run_joint_checks(evidence),
         starts_agreeing=solution.starts_agreeing,
-        objective=solution.objective,
+        objective=objective,
+        huber=options.huber,
         dof=problem.num_points - problem.num_parameters,
         conventions=_conventions(design, options, solution, method),
         holdout=None,
@@ -190,6 +195,7 @@ def _uncertainty(
     if small and len(law.amplitudes) <= PROFILE_AMPLITUDES:
         profile = Profile.of(problem, solution, level=options.level)
         return profile, None, f"{options.level:.0%} profile, F(1, {profile.noise.dof}) correction"
+    _refuse_draws(options, len(rows))
     clusters, clustered_by = clusters_of(rows, options)
     bootstrap = Bootstrap.of(
         problem,
@@ -206,6 +212,26 @@ def _uncertainty(
         f"{bootstrap.clustered_by}{shared}"
     )
     return None, bootstrap, method
+
+
+def fewest_draws(level: float) -> int:
+    """So many draws have an interval of this level between their smallest and their largest: 39 for 95 %."""
+    return math.ceil(2 / (1 - level) - 1 - 1e-9)
+
+
+def _refuse_draws(options: FitOptions, num_rows: int) -> None:
+    """Raise `UserError` for too few draws for the level, or more noise than memory should hold."""
+    least, most = fewest_draws(options.level), MOST_NOISE // num_rows
+    if options.draws < least:
+        raise UserError(
+            f"draws={options.draws} are too few for {100 * options.level:g} % intervals; give {least} or more, "
+            "1000 is usual, or a lower level"
+        )
+    if options.draws > most:
+        raise UserError(
+            f"draws={options.draws} of {num_rows} rows are more than {MOST_NOISE:,} numbers of noise; give at most "
+            f"{most} draws"
+        )
 
 
 def problem_of(rows: pd.DataFrame, design: Design, options: FitOptions, label: str) -> Problem:
@@ -250,6 +276,12 @@ def reweighted(problem: Problem, solution: Solution, delta: float) -> tuple[Prob
         amplitudes=found.at.amplitudes[0],
         objective=float(found.at.objective[0]),
     )
+
+
+def huber_objective(problem: Problem, solution: Solution, delta: float) -> float:
+    """Sum over rows of r^2 up to `delta`, and of 2 delta |r| - delta^2 beyond (twice Huber's loss)."""
+    residuals = np.abs(residuals_of(problem, problem.model(solution.exponents, solution.amplitudes)))
+    return float(np.where(residuals <= delta, residuals**2, 2 * delta * residuals - delta**2).sum())
 
 
 def pseudo_values(problem: Problem, solution: Solution, delta: float) -> tuple[Problem, Solution]:
@@ -330,10 +362,17 @@ def _conventions(design: Design, options: FitOptions, solution: Solution, method
         "target": ("logit of " if target.logit else "")
         + ("1 - metric, a fraction" if target.is_error else "test_loss as recorded"),
         "residuals": residuals[kind],
-        "objective": f"sum of Huber losses, delta {options.huber:g}" if options.huber else "sum of squared residuals",
+        **(_conventions_of_huber(options.huber) if options.huber else {"objective": "sum of squared residuals"}),
         "optimiser": f"variable projection, {solution.starts} scattered starts and the best trial points",
         "amplitudes": "for axes in stated units",
         "intervals": method,
         "groups": ", ".join(design.groups) or "none",
         "factors": ", ".join(f"{f.column} ({f.baseline} is 1)" for f in design.factors) or "none",
+    }
+
+
+def _conventions_of_huber(delta: float) -> dict[str, str]:
+    return {
+        "objective": f"sum of twice Huber's losses, delta {delta:g}: squared residuals, linear beyond it",
+        "aicc": "none: it is made for least squares, and rows of unlike weight do not count as points",
     }

@@ -81,7 +81,7 @@ class Fit:
     checks: tuple[Check, ...]
     starts_agreeing: float
     objective: float
-    """Sum of squared residuals."""
+    """Sum of squared residuals; with `huber`, of twice Huber's losses, which are squares up to there."""
     dof: int
     """Points minus parameters."""
     conventions: dict[str, str]
@@ -97,6 +97,8 @@ class Fit:
     """How a table becomes axes, groups and factors; None for a single curve."""
     holdouts: "tuple[AxisHoldOut, ...]" = ()
     """The end of each axis predicted from the rest (joint fits)."""
+    huber: float | None = None
+    """Residual beyond which a row counts linearly; None for least squares."""
 
     @property
     def interval_method(self) -> str:
@@ -107,8 +109,11 @@ class Fit:
     def aicc(self) -> float:
         """Akaike's criterion for few points; lower is better, and only fits of the same rows and residuals compare.
 
-        The noise variance counts as a parameter. Infinite if the parameters leave too few points.
+        The noise variance counts as a parameter. Infinite if the parameters leave too few points; not-a-number for
+        Huber's loss, of which the criterion knows nothing.
         """
+        if self.huber is not None:
+            return math.nan
         points, parameters = self.problem.num_points, self.problem.num_parameters + 1
         if points <= parameters + 1:
             return math.inf
