@@ -15,6 +15,8 @@ from pathlib import Path
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "slurmdbd", "slurmctld", "slurmd", "sinfo", "sbatch", "sacct")
 NODES = ("n0", "n1")
 HOSTS = Path("/etc/hosts")
+KILL_WAIT_S = 5
+"""Between SIGTERM and SIGKILL to a job that is cancelled."""
 
 
 def missing() -> str:
@@ -180,7 +182,7 @@ ReturnToService=2
 MailProg=/bin/true
 SlurmctldTimeout=10
 SlurmdTimeout=10
-KillWait=5
+KillWait={KILL_WAIT_S}
 MinJobAge=600
 SchedulerParameters=bf_interval=1,sched_interval=1,batch_sched_delay=0
 {nodes}

@@ -1,13 +1,16 @@
 """The Slurm that cluster tests start is a real one: it runs jobs on both nodes and remembers how they ended."""
 
+import signal
 import subprocess
 import sys
 import time
 
 import pytest
 from tests.cluster import slurm
+from tests.pausing import go_on, is_paused, pause, start_in_foreground
 
 from patchscale.runs.record import RunDirectory
+from patchscale.sweeps.study import load_study
 
 pytestmark = [
     pytest.mark.cluster,
@@ -38,8 +41,8 @@ study: taken-away
 base:
   model: {name: vit_test, img_size: 16}
   data: {name: scenes, train_images: 32, val_images: 8, test_images: 8}
-  training: {steps: 25000, batch_size: 4, num_validations: 1}
-  execution: {device: cpu, num_threads: 1, checkpoint_every_s: 600}
+  training: {steps: 4000, batch_size: 4, num_validations: 1}
+  execution: {device: cpu, num_threads: 1, log_every_steps: 1, checkpoint_every_s: 600}
 grid: {patch_size: [16, 8]}
 resources:
   - {cpus: 1, time_h: 1}
@@ -51,20 +54,29 @@ resources:
 def test_a_preempted_job_and_one_whose_time_is_over_save_and_go_on(tmp_path):
     """Checkpoints are ten minutes apart, so that whatever a second attempt goes on from was saved on request."""
     (tmp_path / "study.yaml").write_text(STUDY)
+    folder = tmp_path / "runs" / "taken-away"
+    preempted, out_of_time = [
+        RunDirectory(folder / config.run_id) for config in load_study(tmp_path / "study.yaml").configs
+    ]
+    to_take = {preempted.path, out_of_time.path}
+    for path in to_take:
+        pause(path, after_step=5)
     command = ["sweep", tmp_path / "study.yaml", "--runs-root", tmp_path / "runs", "--executor", "slurm"]
     with slurm.SlurmCluster(tmp_path / "slurm") as cluster, (tmp_path / "sweep.txt").open("wb") as output:
         sweep = subprocess.Popen(
             [sys.executable, "-m", "patchscale", *command], env=cluster.environment, stdout=output, stderr=output
         )
         end = time.monotonic() + 1400
-        preempted = None
         while sweep.poll() is None:
             assert time.monotonic() < end, (tmp_path / "sweep.txt").read_text()
-            for folder in (tmp_path / "runs" / "taken-away").glob("*-p16-*"):
-                run = RunDirectory(folder)
-                if preempted is None and run.metrics_path.exists():
-                    preempted = run
-                    cluster.run("scontrol", "requeue", run.read_json("job.json")["number"])
+            for path in filter(is_paused, list(to_take)):
+                number = RunDirectory(path).read_json("job.json")["number"]
+                if path == preempted.path:
+                    cluster.run("scontrol", "requeue", number)
+                elif not any("Caught signal" in log.read_text() for log in folder.glob(f".slurm/*{number}*.out")):
+                    continue
+                to_take.remove(path)
+                go_on(path)
             hurry(cluster)
             time.sleep(0.5)
     assert sweep.returncode == 0, (tmp_path / "sweep.txt").read_text()
@@ -84,3 +96,48 @@ def hurry(cluster):
         number, state, reason = line.split(maxsplit=2)
         if state == "PENDING" and reason == "BeginTime":
             cluster.run("scontrol", "update", f"JobId={number}", "StartTime=now", check=False)
+
+
+SAVED = """
+study: stopped
+base:
+  model: {name: vit_test, img_size: 16}
+  data: {name: scenes, train_images: 32, val_images: 8, test_images: 8}
+  training: {steps: 100000, batch_size: 4, num_validations: 1}
+  execution: {device: cpu, num_threads: 1, log_every_steps: 1, checkpoint_every_s: 600}
+grid: {seed: [0, 1, 2]}
+resources: {cpus: 1, time_h: 1}
+"""
+
+
+@pytest.mark.timeout(600)
+def test_after_ctrl_c_a_run_has_longer_than_slurm_gives_to_save(tmp_path):
+    """`KillWait` of this Slurm is 5 seconds, its default 30; jobs that wait are cancelled at once."""
+    (tmp_path / "study.yaml").write_text(SAVED)
+    runs = [
+        RunDirectory(tmp_path / "runs" / "stopped" / config.run_id)
+        for config in load_study(tmp_path / "study.yaml").configs
+    ]
+    for run in runs:
+        pause(run.path, after_step=3)
+    command = ["sweep", tmp_path / "study.yaml", "--runs-root", tmp_path / "runs", "--executor", "slurm"]
+    with slurm.SlurmCluster(tmp_path / "slurm", cpus_per_node=1) as cluster, (tmp_path / "sweep.txt").open("wb") as out:
+        sweep = start_in_foreground(
+            [sys.executable, "-m", "patchscale", *command], env=cluster.environment, stdout=out, stderr=out
+        )
+        end = time.monotonic() + 300
+        while sum(is_paused(run.path) for run in runs) < 2:  # as many as there are nodes
+            assert sweep.poll() is None, (tmp_path / "sweep.txt").read_text()
+            assert time.monotonic() < end, (tmp_path / "sweep.txt").read_text()
+            time.sleep(0.2)
+        sweep.send_signal(signal.SIGINT)
+        time.sleep(3 * slurm.KILL_WAIT_S)
+        for run in runs:
+            go_on(run.path)
+        assert sweep.wait(200) == 130, (tmp_path / "sweep.txt").read_text()
+    saved = [run for run in runs if run.attempt()]
+    assert len(saved) == 2
+    for run in saved:
+        status = run.read_json("status.json")
+        assert status["state"] == "interrupted"
+        assert [path.name for path in run.checkpoint_dir.iterdir()] == [f"step-{status['step']:08d}"]
