@@ -178,9 +178,14 @@ def _is_free(folder: Path, number: int, stale_after_s: float) -> bool:
 
 
 def _age_s(folder: Path, number: int) -> float:
-    """Seconds since the last beat, by the clock of the file server."""
+    """Seconds since the last beat."""
     beat = _beat_path(folder, number)
-    last = (beat if beat.exists() else _claim_path(folder, number)).stat().st_mtime
+    return _since_s(folder, beat if beat.exists() else _claim_path(folder, number))
+
+
+def _since_s(folder: Path, path: Path) -> float:
+    """Seconds since a file was changed, by the clock of the file server."""
+    last = path.stat().st_mtime
     probe = folder / f".now-{uuid.uuid4().hex}"
     try:
         probe.touch()
@@ -246,6 +251,12 @@ def last_beat_age_s(folder: Path) -> float | None:
     """Seconds since the owner of the highest claim last gave a sign of life; None without a claim."""
     number = last_number(folder)
     return _age_s(folder, number) if number else None
+
+
+def claimed_since_s(folder: Path) -> float | None:
+    """Seconds since the highest claim was made, by the clock of the file server; None without a claim."""
+    number = last_number(folder)
+    return _since_s(folder, _claim_path(folder, number)) if number else None
 
 
 def _pid_namespace() -> str:

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 from patchscale.costs.counts import count
 from patchscale.costs.workload import workload
 from patchscale.errors import UserError
-from patchscale.runs.claim import last_beat_age_s
+from patchscale.runs.claim import claimed_since_s, last_beat_age_s
 from patchscale.runs.record import RunDirectory
 from patchscale.runs.store import UNREADABLE, find_runs, progress, row_of
 from patchscale.sweeps.budget import Ledger
@@ -112,13 +111,12 @@ def _live(item: PlannedRun, ledger: Ledger) -> LiveRun:
         status = item.run.read_json("status.json") or {}
     owner = run.owner()
     share = progress(run, status)
-    started = _started_at(run)
+    first_step, elapsed_s = _first_step(run), claimed_since_s(run.claims_path)
     rate = left = None
-    if started is not None:
-        first = started[1] / max(1, status.get("steps") or 1)
-        elapsed = (datetime.now(UTC) - started[0]).total_seconds()
-        if share > first and elapsed > 0:
-            per_s = (share - first) / elapsed
+    if first_step is not None and elapsed_s:
+        first = first_step / max(1, status.get("steps") or 1)
+        if share > first and elapsed_s > 0:
+            per_s = (share - first) / elapsed_s
             left = (1 - share) / per_s
             rate = None if item.workload.images_seen is None else per_s * item.workload.images_seen
     return LiveRun(
@@ -131,9 +129,10 @@ def _live(item: PlannedRun, ledger: Ledger) -> LiveRun:
     )
 
 
-def _started_at(run: RunDirectory) -> tuple[datetime, int] | None:
-    """When the attempt under way began, and at which step."""
-    with suppress(UserError, KeyError, ValueError, IndexError, TypeError):
-        attempt = (run.read_json("environment.json") or {})["attempts"][-1]
-        return datetime.fromisoformat(attempt["started_at"]), attempt["first_step"]
+def _first_step(run: RunDirectory) -> int | None:
+    """Where the attempt under way began; None while it is being set up."""
+    with suppress(UserError, KeyError, ValueError, IndexError, TypeError, OSError):
+        claim = run.claims_path / f"{run.attempt():06d}.json"
+        if (run.path / "environment.json").stat().st_mtime >= claim.stat().st_mtime:
+            return int((run.read_json("environment.json") or {})["attempts"][-1]["first_step"])
     return None
