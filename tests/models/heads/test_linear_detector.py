@@ -86,3 +86,23 @@ def test_it_has_the_parameters_that_costs_state():
     counts = count_head(LinearDetectorShape(), embed_dim=48, grid=(4, 4), patch_size=8, img_size=32, num_classes=11)
     assert counts.params == {"head": sum(parameter.numel() for parameter in head.parameters())}
     assert counts.macs == {"head": 16 * 48 * 14}
+
+
+def test_a_step_keeps_what_is_counted():
+    """Of 4,096 tokens and 80 classes: the map, the logits, and little of the tokens that lie in objects."""
+    head = LinearDetector(embed_dim=16, patch_size=2, num_classes=81).train()
+    maps = torch.randn(1, 16, 64, 64, requires_grad=True)
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = (tensor.untyped_storage().nbytes(), tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        truth = target([10, 10, 40, 40], [60, 20, 100, 90], labels=[1, 80])
+        _, losses = head(maps, torch.empty(1, 3, 128, 128), [truth])
+    counts = count_head(LinearDetectorShape(), embed_dim=16, grid=(64, 64), patch_size=2, img_size=128, num_classes=81)
+    assert sum(size for size, _ in kept.values()) < 1.25 * 4 * counts.kept_numbers
+    sum(loss.sum() for loss in losses.values()).backward()
+    assert maps.grad.isfinite().all()
+    assert head.head.weight.grad[[0, 79]].abs().sum(dim=1).min() > 0

@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from torchvision.ops import batched_nms, clip_boxes_to_image, generalized_box_iou_loss, sigmoid_focal_loss
 
 from patchscale.models.heads.layers import at_least_float32
@@ -82,10 +83,11 @@ class LinearDetector(nn.Module):
             owner = self._owners(centres, target["boxes"])
             tokens = torch.where(owner >= 0)[0]
             objects = owner[tokens]
-            wanted = torch.zeros_like(of_image)
-            wanted[tokens, target["labels"][objects] - 1] = 1
             share = max(1, len(tokens))
-            classification.append(sigmoid_focal_loss(of_image, wanted, reduction="sum") / share)
+            classes = target["labels"][objects] - 1
+            # Computed again in the backward pass: else the loss would keep seven times the logits, of every image.
+            summed = checkpoint(_focal_loss, of_image, tokens, classes, use_reentrant=False, preserve_rng_state=False)
+            classification.append(summed / share)
             regression.append(
                 generalized_box_iou_loss(found[tokens], target["boxes"][objects].to(found.dtype), reduction="sum")
                 / share
@@ -116,3 +118,11 @@ class LinearDetector(nn.Module):
         kept = clip_boxes_to_image(boxes[tokens], size)
         best = batched_nms(kept, scores[tokens, classes], classes, NMS_IOU)[: self.detections]
         return {"boxes": kept[best], "labels": classes[best] + 1, "scores": scores[tokens, classes][best]}
+
+
+def _focal_loss(logits: Tensor, tokens: Tensor, classes: Tensor) -> Tensor:
+    """Sum over logits [T, K - 1], of which those at `tokens` and their `classes` should be 1."""
+    wanted = torch.zeros_like(logits)
+    wanted[tokens, classes] = 1
+    loss: Tensor = sigmoid_focal_loss(logits, wanted, reduction="sum")
+    return loss
