@@ -86,8 +86,8 @@ def test_boxes_are_cut_at_the_border_and_empty_ones_counted(coco):
     data = list_coco(root)
     assert data.parts["val"].objects(0).boxes.tolist() == [[0, 10, 15, 30]]
     assert data.empty_boxes == {"train": 3, "val": 3}
-    assert data.has_masks
-    assert not list_coco(coco(annotation(1, 10))).has_masks
+    assert data.without_masks == []
+    assert list_coco(coco(annotation(1, 10))).without_masks == ["train", "val"]
 
 
 def test_polygons_of_two_points_are_left_out(coco):
@@ -191,7 +191,9 @@ def test_reading_takes_little_more_than_the_file(coco):
 
 
 def test_polygons_of_two_points_are_no_masks_of_their_own(coco):
-    assert not list_coco(coco(annotation(1, 10, segmentation=[[1, 1, 5, 5]]))).has_masks
+    coco(parts=("val2017",))  # without objects there is nothing to miss
+    root = coco(annotation(1, 10, segmentation=[[1, 1, 5, 5]]), parts=("train2017",))
+    assert list_coco(root).without_masks == ["train"]
 
 
 def test_what_is_not_there_is_named(coco, tmp_path):

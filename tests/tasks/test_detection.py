@@ -282,14 +282,15 @@ def test_a_run_on_coco(rectangles, head, tmp_path):
     assert row["params_total"] == count("vit_test", task="detection", head=head, **sizes).params_total
 
 
-def test_masks_that_the_data_lack_are_refused(rectangles):
-    path = rectangles / "annotations" / "instances_train.json"
+@pytest.mark.parametrize(("part", "said"), [("train", "training"), ("val", "the part val")])
+def test_masks_that_the_data_lack_are_refused(rectangles, part, said):
+    path = rectangles / "annotations" / f"instances_{part}.json"
     values = json.loads(path.read_text())
     for each in values["annotations"]:
         del each["segmentation"]
     path.write_text(json.dumps(values))
     config = coco_config(rectangles)
-    with pytest.raises(UserError, match=r"no object for training has a mask, and head='mask_rcnn_nano'.*head=linear"):
+    with pytest.raises(UserError, match=rf"no object for {said} has a mask, and head='mask_rcnn_nano'.*head=linear"):
         build_task(config, load_splits(config))
     linear = replace(config, head="linear")
     assert isinstance(build_task(linear, load_splits(linear)), DetectionTask)

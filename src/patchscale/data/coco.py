@@ -138,8 +138,8 @@ class CocoData:
     """With the background, which is class 0."""
     empty_boxes: dict[str, int]
     """By part: annotations left out because nothing of their box lies in the picture."""
-    has_masks: bool
-    """Whether any object of the training part has a mask of its own."""
+    without_masks: list[str]
+    """Parts that have objects, none of which has a mask of its own."""
 
 
 def list_coco(root: Path) -> CocoData:
@@ -148,13 +148,16 @@ def list_coco(root: Path) -> CocoData:
     Raises `UserError` naming the file, and the annotation, for missing parts or pictures, ids that name nothing,
     boxes that are none, classes that differ between parts.
     """
-    parts, classes, empty, with_masks = {}, {}, {}, {}
+    parts, classes, empty, without_masks = {}, {}, {}, []
     for part, path in _files(root).items():
-        parts[part], classes[part], empty[part], with_masks[part] = _read(path, root)
+        parts[part], classes[part], empty[part] = _read(path, root)
+        kinds = parts[part].packed.kinds
+        if len(kinds) and (kinds == NO_MASK).all():
+            without_masks.append(part)
         if classes[part] != classes["train"]:
             raise UserError(f"{path}: its categories are not those of {_files(root)['train']}; make them the same")
     names = ["background", *classes["train"].values()]
-    return CocoData(parts=parts, class_names=names, empty_boxes=empty, has_masks=with_masks["train"] > 0)
+    return CocoData(parts=parts, class_names=names, empty_boxes=empty, without_masks=without_masks)
 
 
 def _files(root: Path) -> dict[str, Path]:
@@ -177,8 +180,8 @@ def _files(root: Path) -> dict[str, Path]:
     return {part: files[part] for part in PARTS if part in files}
 
 
-def _read(path: Path, root: Path) -> tuple[CocoList, dict[Any, str], int, int]:
-    """Pictures with objects, class names by category id in its order, empty boxes left out, objects with masks."""
+def _read(path: Path, root: Path) -> tuple[CocoList, dict[Any, str], int]:
+    """Pictures with objects, class names by category id in its order, and empty boxes left out."""
     found = read_annotations(path)
     folder = root / path.stem.removeprefix(PREFIX)
     _require_files(folder, found.pictures)
@@ -191,7 +194,7 @@ def _read(path: Path, root: Path) -> tuple[CocoList, dict[Any, str], int, int]:
         places=np.arange(number),
         labels=np.zeros(number, np.int64),
     )
-    return listed, found.class_names, found.empty_boxes, int((found.objects.kinds != NO_MASK).sum())
+    return listed, found.class_names, found.empty_boxes
 
 
 def _require_files(folder: Path, pictures: list[str]) -> None:

@@ -297,7 +297,7 @@ def _load_coco(config: RunConfig, img_size: tuple[int, int]) -> _Parts:
             "split_rule": rule,
             "images_without_objects": {split: of_split.without_objects() for split, of_split in files.items()},
             "empty_boxes_left_out": listed.empty_boxes,
-            "has_masks": listed.has_masks,
+            "parts_without_masks": listed.without_masks,
         },
     )
 

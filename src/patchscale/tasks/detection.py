@@ -172,11 +172,13 @@ def build_detection(config: RunConfig, splits: Splits) -> DetectionTask:
     name = config.head or default_head("detection")
     shape = head_shape(name, task="detection")
     with_masks = isinstance(shape, MaskRCNNShape)
-    if with_masks and not splits.record.get("has_masks", True):
-        raise UserError(
-            f"data set {splits.record.get('root', config.data.name)}: no object for training has a mask, and "
-            f"head={name!r} learns masks; use head=linear"
-        )
+    for part in splits.record.get("parts_without_masks", ()):
+        if with_masks:
+            what = "training" if part == "train" else f"the part {part}"
+            raise UserError(
+                f"data set {splits.record['root']}: no object for {what} has a mask, and head={name!r} learns masks, "
+                "which are measured; use head=linear"
+            )
     backbone = build_backbone(config.model, num_classes=0)
     head = build_head(
         shape,
