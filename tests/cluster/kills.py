@@ -14,6 +14,8 @@ from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
+from tests.pausing import go_on, pause
+
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.study import Study, load_study
 
@@ -36,7 +38,7 @@ class Disturbed:
     """A sweep by the command, started again when it has died, and what is done to it and its runs."""
 
     def __init__(self, folder: Path, *, runs: int, steps: int, seed: int, arguments: tuple[str, ...]) -> None:
-        self.folder, self.arguments = folder, arguments
+        self.folder, self.arguments, self.steps = folder, arguments, steps
         self.environment = dict(os.environ)
         self.draw = random.Random(seed)
         self.file = folder / "study.yaml"
@@ -83,6 +85,9 @@ class Disturbed:
     def carry_out(self, kills: int, *, timeout_s: float) -> None:
         """Start the sweep, kill `kills` times at random moments, spread over the study; then let it end."""
         end = time.monotonic() + timeout_s
+        guards = self.runs[-2:]
+        for run in guards:  # so that the study cannot end before all kills are done
+            pause(run.path, after_step=self.steps - 1)
         names = [name for number in range(kills) for name in [list(self.actions)[number % len(self.actions)]]]
         self.draw.shuffle(names)
         for number, name in enumerate(names):
@@ -91,7 +96,7 @@ class Disturbed:
             while True:
                 assert time.monotonic() < end, self.said()
                 self.start_sweep()
-                if self.done() >= min(after, len(self.runs) - 2) and any(run.is_locked() for run in self.runs):
+                if self.done() >= min(after, len(self.runs) - 6) and any(run.is_locked() for run in self.runs):
                     time.sleep(self.draw.uniform(0, 1.5))
                     what = self.actions[name]()
                     if what is not None:
@@ -99,6 +104,8 @@ class Disturbed:
                 assert self.done() < len(self.runs), f"all runs are done after {number} of {kills} kills"
                 time.sleep(0.05)
             self.note(f"kill {number + 1} of {kills}: {name}: {what}; {self.done()} of {len(self.runs)} runs done")
+        for run in guards:
+            go_on(run.path)
         while self.done() < len(self.runs) or self.process is None or self.process.poll() != 0:
             assert time.monotonic() < end, self.said()
             self.start_sweep()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from tests.cluster import slurm
 from tests.cluster.kills import Disturbed, assert_done_once_and_equal
+from tests.pausing import go_on, pause, wait_until_paused
 
 from patchscale.sweeps.runner import run_study
 
@@ -124,19 +125,45 @@ def test_ray(tmp_path, undisturbed, monkeypatch):
         carry_out(disturbed, undisturbed)
 
 
-def test_a_study_goes_on_where_another_executor_left_it(tmp_path, undisturbed):
-    """Begun here, killed, ended on Ray."""
-    pytest.importorskip("ray")
+@pytest.fixture
+def begun_here(tmp_path):
+    """A study of which some runs are done on this machine and two are in mid-flight, saved; its sweep has ended."""
     disturbed = Disturbed(tmp_path, runs=RUNS, steps=STEPS, seed=SEED, arguments=("--workers", "2"))
+    some, cut = disturbed.runs[: RUNS - 4], disturbed.runs[RUNS - 4 : RUNS - 2]
+    for run in cut:
+        pause(run.path, after_step=STEPS // 2)
     disturbed.start_sweep()
-    while disturbed.done() < RUNS - 4:
-        assert disturbed.process.poll() is None, disturbed.said()
-        time.sleep(0.1)
+    wait_until_paused(*(run.path for run in cut), timeout_s=1200)
     disturbed.process.send_signal(signal.SIGTERM)
+    for run in cut:
+        go_on(run.path)
     assert disturbed.process.wait(120) == 128 + signal.SIGTERM
-    assert disturbed.done() < RUNS
-    disturbed.environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    disturbed.arguments = ("--executor", "ray")
+    assert all(run.result() is not None for run in some)
+    assert [0 < run.status()["step"] < STEPS for run in cut] == [True, True]
+    yield disturbed
+    disturbed.close()
+
+
+def end_elsewhere(disturbed, undisturbed):
+    """The sweep of its new `arguments` ends the study; what was done is not done again."""
     disturbed.start_sweep()
     assert disturbed.process.wait(1200) == 0, disturbed.said()
     assert_done_once_and_equal(disturbed, undisturbed)
+    attempts = [len(run.read_json("environment.json")["attempts"]) for run in disturbed.runs]
+    assert attempts == [1] * (RUNS - 4) + [2, 2, 1, 1]
+
+
+def test_a_study_begun_here_ends_on_ray(begun_here, undisturbed):
+    pytest.importorskip("ray")
+    begun_here.environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
+    begun_here.arguments = ("--executor", "ray")
+    end_elsewhere(begun_here, undisturbed)
+
+
+@pytest.mark.skipif(bool(slurm.missing()), reason=slurm.missing() or "there")
+@pytest.mark.skipif(find_spec("submitit") is None, reason="submitit is not installed")
+def test_a_study_begun_here_ends_on_slurm(begun_here, undisturbed, tmp_path):
+    with slurm.SlurmCluster(tmp_path / "slurm", cpus_per_node=1) as cluster:
+        begun_here.environment = cluster.environment
+        begun_here.arguments = ("--executor", "slurm")
+        end_elsewhere(begun_here, undisturbed)

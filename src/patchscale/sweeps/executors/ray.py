@@ -134,6 +134,8 @@ def _connect(address: str | None) -> Any:
         ray.init(address=address, logging_level=logging.WARNING, log_to_driver=False, configure_logging=False)
     except ConnectionError as error:
         raise UserError(f"no Ray cluster at {address or os.environ.get('RAY_ADDRESS')}: {_first_line(error)}") from None
+    except Exception as error:  # Ray's own, bare: a node did not start in 30 s, on a machine with much else to do
+        raise UserError(f"Ray does not start here: {_first_line(error)}; try again, or give --ray-address") from None
     return ray
 
 
