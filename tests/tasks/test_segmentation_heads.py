@@ -7,8 +7,11 @@ from patchscale.config import build_config
 from patchscale.costs.counts import count
 from patchscale.data.datasets import load_splits
 from patchscale.errors import UserError
+from patchscale.runs.record import RunDirectory
 from patchscale.tasks import build_task
 from patchscale.training.evaluate import evaluate
+from patchscale.training.evaluate_file import load_file
+from patchscale.training.loop import run_training
 
 
 def config_of(head, model="vit_test", *, patch_size=8, img_size=32, **more):
@@ -98,3 +101,13 @@ def test_a_head_of_another_task_is_one_line():
 def test_upernet_does_not_go_with_shared_images():
     with pytest.raises(UserError, match="use head=linear, or set execution"):
         config_of("upernet", execution={"sequence_parallel": 2})
+
+
+def test_a_pyramid_for_another_patch_size_is_named(tmp_path):
+    config = config_of("upernet_nano", training={"steps": 1, "batch_size": 2, "num_validations": 1})
+    run = RunDirectory.create(tmp_path, "s", config)
+    run_training(run)
+    path = run.checkpoint_dir / "model.safetensors"
+    assert load_file(path, config, img_size=64).task.num_classes == 11
+    with pytest.raises(UserError, match="built otherwise than upernet_nano at 4 px patches, whose pyramid follows"):
+        load_file(path, config, patch_size=4)

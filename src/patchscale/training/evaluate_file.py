@@ -14,6 +14,7 @@ from patchscale.costs.memory import MEMORY_SHARE, infer_memory
 from patchscale.data.datasets import EvalSplit, Splits, load_splits
 from patchscale.data.transforms import IMAGENET_MEAN, IMAGENET_STD
 from patchscale.errors import UserError
+from patchscale.head_shapes import default_head
 from patchscale.models.adventurer import FlipSchedule
 from patchscale.models.checkpoints import load_model, name_of
 from patchscale.models.convert import Resampled, convert, model_sizes
@@ -85,6 +86,12 @@ def _load_head(task: Task, weights: Weights, config: RunConfig) -> None:
     """The head that stands behind the backbone, if the task has one."""
     own = {name: tensor.shape for name, tensor in task.state_dict().items() if not name.startswith("backbone.")}
     found = {name: tensor.shape for name, tensor in weights.task_head.items()}
+    if found and own.keys() != found.keys() and weights.header.get("task") == config.task:
+        head = config.head or default_head(config.task)
+        raise UserError(
+            f"{weights.path}: its head is built otherwise than {head} at {config.model.patch_size} px patches, "
+            "whose pyramid follows the patch size; evaluate it at its own, or fine-tune it there (training.init_from)"
+        )
     if own != found:
         raise UserError(
             f"{weights.path}: has no head for {config.task} with {task.num_classes} classes; "
