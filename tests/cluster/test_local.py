@@ -73,7 +73,7 @@ for number in range(repeats):
 """
 
 
-def test_two_sweeps_never_carry_out_a_run_twice(tmp_path):
+def test_two_competing_sweeps_on_one_study_no_duplicate_in_20_repeats(tmp_path):
     """Twenty times, two sweeps begin one study at the same moment."""
     (tmp_path / "study.yaml").write_text(STUDY)
     sweeps = [
