@@ -26,7 +26,10 @@ BASE = {
 
 
 def test_starting_a_run_takes_less_than_60_ms(tmp_path):
-    """All the time of a sweep in which no run of its one worker holds its claim: plan, start, settle, table."""
+    """All the time of a sweep in which no run of its one worker holds its claim: plan, start, settle, table.
+
+    What a run does itself is left out, and the import of torch, once in a sweep. On cores that nobody else uses.
+    """
     warm = build_study({"study": "warm", "base": BASE, "grid": {"seed": [0]}})
     run_study(warm, tmp_path, workers=1)  # the server that forks runs has imported torch by now
     study = build_study({"study": "many", "base": BASE, "grid": {"seed": list(range(MANY))}})
