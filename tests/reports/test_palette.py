@@ -70,3 +70,10 @@ def test_more_curves_than_colours():
     styles = assign_styles(assign_colors([f"model {number}" for number in range(14)]))
     assert len({(style.color, style.marker, style.dash) for style in styles}) == 14
     assert len(MARKERS) == 12
+
+
+def test_what_is_alike_in_two_models_has_the_same_dash():
+    colors = assign_colors(["vit", "vit", "adventurer", "adventurer"])
+    first, second, third, fourth = assign_styles(colors, ["upernet", "linear", "linear", "upernet"])
+    assert first.dash == fourth.dash != second.dash == third.dash
+    assert {style.dash for style in assign_styles(assign_colors(["vit", "adventurer"]), [128, 224])} == {"solid"}

@@ -195,7 +195,8 @@ def _relabelled(curves: list[Curve]) -> list[Curve]:
 
 
 def _series(curves: list[Curve]) -> tuple[Series, ...]:
-    styles = assign_styles([curve.color for curve in curves])
+    kinds = [curve.label.replace(plain(curve.key.get("model")), "") for curve in curves]
+    styles = assign_styles([curve.color for curve in curves], kinds)
     return tuple(Series(label=curve.label, style=style) for curve, style in zip(curves, styles, strict=True))
 
 

@@ -57,9 +57,16 @@ def assign_colors(models: Sequence[str]) -> list[str]:
     return [SERIES[order.index(model) % len(SERIES)] for model in models]
 
 
-def assign_styles(colors: Sequence[str]) -> list[Style]:
-    """Styles for the curves of one figure: a marker for each, and a new dash where a colour comes again."""
+def assign_styles(colors: Sequence[str], kinds: Sequence[object] | None = None) -> list[Style]:
+    """Styles for the curves of one figure: a marker for each, and a new dash where a colour comes again.
+
+    `kinds` says what tells curves of one colour apart (a head, an image size): a kind has one dash in all colours.
+    """
+    dashes = [list(colors[:index]).count(color) for index, color in enumerate(colors)]
+    if kinds is not None and any(dashes) and len(set(zip(colors, kinds, strict=True))) == len(colors):
+        order = list(dict.fromkeys(kinds))
+        dashes = [order.index(kind) for kind in kinds]
     return [
-        Style(color, MARKERS[index % len(MARKERS)], DASHES[list(colors[:index]).count(color) % len(DASHES)])
-        for index, color in enumerate(colors)
+        Style(color, MARKERS[index % len(MARKERS)], DASHES[dash % len(DASHES)])
+        for index, (color, dash) in enumerate(zip(colors, dashes, strict=True))
     ]
