@@ -33,16 +33,25 @@ def load_batches(
 
     Raises `RunFailed("data")` if an image cannot be read, naming it in the words of the data set.
     """
-    pin_memory = device.type == "cuda"
-    with closing(host_batches(dataset, order, numbers, num_workers=num_workers, pin_memory=pin_memory)) as batches:
+    on_cpu = device.type == "cpu"
+    made = host_batches(
+        dataset, order, numbers, num_workers=num_workers, pin_memory=device.type == "cuda", as_bytes=not on_cpu
+    )
+    with closing(made) as batches:
         for images, targets in batches:
-            yield to_device(images, targets, device)
+            yield (images, targets) if on_cpu else to_device(images, targets, device)
 
 
 def host_batches(
-    dataset: Dataset[Any], order: Order, numbers: Sequence[int], *, num_workers: int, pin_memory: bool = False
+    dataset: Dataset[Any],
+    order: Order,
+    numbers: Sequence[int],
+    *,
+    num_workers: int,
+    pin_memory: bool = False,
+    as_bytes: bool = True,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches `numbers` as the loader processes make them: in host memory, images as bytes."""
+    """Yield the batches `numbers` in host memory: as loader processes make them, or ready for a model on the CPU."""
     loader = DataLoader(
         _Batches(dataset, order),
         sampler=numbers,
@@ -54,9 +63,10 @@ def host_batches(
         generator=torch.Generator(),  # its own, so that making a loader draws nothing from the global one
     )
     loaded = iter(loader)  # not in a thread: loader processes die with the one that starts them
-    batches: AbstractContextManager[Iterator[Any]] = nullcontext(loaded)
+    ready: Iterator[Any] = loaded if as_bytes else map(_on_cpu, loaded)
+    batches: AbstractContextManager[Iterator[Any]] = nullcontext(ready)
     if num_workers and not pin_memory:  # to pin memory torch has such a thread itself
-        batches = closing(fetched_ahead(loaded))
+        batches = closing(fetched_ahead(ready))
     try:
         with batches as each:
             for batch in each:
@@ -67,6 +77,10 @@ def host_batches(
         if num_workers:
             # torch would, once nothing refers to them any more; but the traceback of an error does.
             loaded._shutdown_workers()  # type: ignore[attr-defined]
+
+
+def _on_cpu(batch: "Batch | _LoadingError") -> "Batch | _LoadingError":
+    return batch if isinstance(batch, _LoadingError) else to_device(batch[0], batch[1], torch.device("cpu"))
 
 
 def to_device(images: Tensor, targets: Any, device: torch.device) -> Batch:
