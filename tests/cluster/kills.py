@@ -118,6 +118,13 @@ class Disturbed:
         self.log.append(line)
         print(line, flush=True)
 
+    def wait_until_said(self, words: str, *, timeout_s: float = 60) -> None:
+        """Return when a sweep has printed `words`."""
+        end = time.monotonic() + timeout_s
+        while words not in (self.folder / "sweep.txt").read_text():
+            assert time.monotonic() < end, self.said()
+            time.sleep(0.02)
+
     def said(self) -> str:
         """The end of what the sweeps printed."""
         return "timed out; the sweeps said: " + (self.folder / "sweep.txt").read_text()[-3000:]

@@ -135,6 +135,7 @@ def begun_here(tmp_path):
     disturbed.start_sweep()
     wait_until_paused(*(run.path for run in cut), timeout_s=1200)
     disturbed.process.send_signal(signal.SIGTERM)
+    disturbed.wait_until_said("stopping:")  # the runs have been told, and cannot end before they hear it
     for run in cut:
         go_on(run.path)
     assert disturbed.process.wait(120) == 128 + signal.SIGTERM
