@@ -99,7 +99,8 @@ def founding_lines(fit: Fit) -> list[dict[str, Any]]:
 
 def recovery(design: Simulated) -> float:
     """The largest relative error of a parameter fitted to the law without noise."""
-    fit = ps.fit_law(replace(design, noise=0.0, curve_noise=0.0).draw(0), form=design.form, draws=40)
+    table = replace(design, noise=0.0, curve_noise=0.0).draw(0)
+    fit = ps.fit_law(table, form=design.form, groups=[design.group] if design.group else (), draws=40)
     return max(abs(fit.parameters[name].value / value - 1) for name, value in design.truth.items())
 
 
