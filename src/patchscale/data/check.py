@@ -259,7 +259,7 @@ def _looked_at(looking: _Looking, num_workers: int) -> Iterator[list[_Look]]:
             "a checking process was ended from outside, perhaps for memory; take fewer --num-workers"
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)  # waits for what is being checked, as the interpreter's end would
 
 
 _looking = _Looking({}, None)
