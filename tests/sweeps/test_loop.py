@@ -183,3 +183,26 @@ def test_runs_of_another_grid_in_the_folder_are_of_the_curve_too(tiny, tmp_path)
         run_study(tiny(patch_size=[16]), tmp_path)
     planned = plan_study(tiny("training.learning_rate=0.01", patch_size=[16]), tmp_path)  # of another curve
     refuse_mixed_code(planned, planned, tmp_path / "tiny")
+
+
+@pytest.mark.timeout(60)
+def test_a_study_that_is_stopped_does_not_wait_for_runs_that_were_not_submitted_yet(tiny, tmp_path):
+    class OneByOne(Queue):
+        """Submits one run at a flush, as Slurm does later what it cannot take now."""
+
+        submitted = ()
+
+        def flush(self):
+            self.submitted = self.running[:1]
+
+        def ended(self, *, timeout_s):
+            for job in self.submitted:
+                job.run.write_status("failed", kind="storage", message="no space left")
+                self.running.remove(job)
+                yield job, Ending(exit_code=1)
+            self.submitted = ()
+
+    study = tiny(patch_size=[16, 8], seed=[0, 1])
+    jobs = plan_study(study, tmp_path)
+    carry_out(jobs, OneByOne(workers=4), watcher=Listener(), rules=Rules())
+    assert {job.run.status()["state"] for job in jobs} == {"failed"}

@@ -11,7 +11,7 @@ import numpy as np
 from patchscale.data.coco import CocoList, list_coco
 from patchscale.data.folders import IGNORE_INDEX, FileList, ReadLabels, list_mask_folder
 from patchscale.data.labelled_sets import LABELLED_SETS, mask_reader
-from patchscale.data.run_lengths import mask_area, mask_bounds
+from patchscale.data.run_lengths import coder, mask_area, mask_bounds
 
 KINDS = ("mask_folder", *LABELLED_SETS, "coco")
 SAME_BOX = 0.5
@@ -44,6 +44,7 @@ class TrueSet:
 def list_true_set(root: Path, kind: str, num_classes: int | None) -> TrueSet:
     """Raises `UserError` for what cannot be listed. Without `num_classes` a mask_folder may hold any label."""
     if kind == "coco":
+        coder()  # without the package that reads masks every picture would look wrong
         listed = list_coco(root)
         empty = sum(listed.empty_boxes.values())
         return TrueSet(

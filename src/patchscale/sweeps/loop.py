@@ -76,8 +76,11 @@ class _Loop:
         if adopted:
             self.watcher.message(f"{len(adopted)} runs are on their way already, from a sweep before")
         while True:
-            if not stop.received and not self.stopped:
-                self._start()
+            if not stop.received:
+                if self.stopped:
+                    self.executor.flush()  # what was handed over before would else be waited for without end
+                else:
+                    self._start()
             for job, ending in self.executor.ended(timeout_s=LOOK_EVERY_S):
                 self._settle(job, ending, stopping=stop.received is not None)
             if self._is_due(self.looked, LOOK_EVERY_S, len(self.executor.running)):
