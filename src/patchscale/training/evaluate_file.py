@@ -86,13 +86,17 @@ def _load_head(task: Task, weights: Weights, config: RunConfig) -> None:
     """The head that stands behind the backbone, if the task has one."""
     own = {name: tensor.shape for name, tensor in task.state_dict().items() if not name.startswith("backbone.")}
     found = {name: tensor.shape for name, tensor in weights.task_head.items()}
-    if found and own.keys() != found.keys() and weights.header.get("task") == config.task:
-        head = config.head or default_head(config.task)
-        raise UserError(
-            f"{weights.path}: its head is built otherwise than {head} at {config.model.patch_size} px patches, "
-            "whose pyramid follows the patch size; evaluate it at its own, or fine-tune it there (training.init_from)"
-        )
     if own != found:
+        head, patch_size = config.head or default_head(config.task), config.model.patch_size
+        of_this_task = bool(found) and weights.header.get("task") == config.task
+        its_head, its_patch_size = weights.header.get("head") or head, weights.patch_size
+        if of_this_task and its_head != head:
+            raise UserError(f"{weights.path}: its head is {its_head}, not {head}; give head={its_head}")
+        if of_this_task and own.keys() != found.keys() and its_patch_size not in (None, (patch_size, patch_size)):
+            raise UserError(
+                f"{weights.path}: its head is built otherwise than {head} at {patch_size} px patches, whose pyramid "
+                "follows the patch size; evaluate it at its own, or fine-tune it there (training.init_from)"
+            )
         raise UserError(
             f"{weights.path}: has no head for {config.task} with {task.num_classes} classes; "
             "give the weights of such a run"
