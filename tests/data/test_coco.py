@@ -90,6 +90,20 @@ def test_boxes_are_cut_at_the_border_and_empty_ones_counted(coco):
     assert list_coco(coco(annotation(1, 10))).without_masks == ["train", "val"]
 
 
+def test_run_lengths_may_be_written_with_a_point(coco):
+    runs, with_points = (
+        {"size": list(SIZE), "counts": [100, 50, 1050]},
+        {"size": [30.0, 40], "counts": [100.0, 50, 1050.0]},
+    )
+    text = encode_masks(some_mask()[None])[0]
+    whole = list_coco(coco(annotation(1, 10, segmentation=runs), annotation(2, 10, segmentation=text))).parts["train"]
+    text = text | {"size": [30.0, 40.0]}
+    root = coco(annotation(1, 10, segmentation=with_points), annotation(2, 10, segmentation=text))
+    found = list_coco(root).parts["train"]
+    assert found.objects(0).masks == whole.objects(0).masks
+    assert list(found.lines()) == list(whole.lines())
+
+
 def test_polygons_of_two_points_are_left_out(coco):
     assert from_segmentation([[1, 1, 5, 5]], SIZE) is None
     both = from_segmentation([[1, 1, 5, 5], *L_SHAPE], SIZE)
@@ -134,6 +148,8 @@ BROKEN_ANNOTATIONS = {
     "run lengths need size": annotation(5, 10, segmentation={"size": [30, 40]}),
     r"run lengths need size \(height": annotation(5, 10, segmentation={"size": "all", "counts": [1200]}),
     "run lengths need size .* whole numbers": annotation(5, 10, segmentation={"size": [30, 40], "counts": [0.5]}),
+    "run lengths need size .* and counts": annotation(5, 10, segmentation={"size": [30, 40.5], "counts": [1200]}),
+    "run lengths need size .* COCO's text": annotation(5, 10, segmentation={"size": [30, 40], "counts": [1e300, 1.0]}),
 }
 
 
@@ -240,3 +256,14 @@ def test_the_fingerprint_tells_other_annotations(coco):
     one = list(list_coco(coco(annotation(1, 10))).parts["train"].lines())
     other = list(list_coco(coco(annotation(1, 10, bbox=(5, 5, 20, 19)))).parts["train"].lines())
     assert [a == b for a, b in zip(one, other, strict=True)] == [False, True, True]
+
+
+def test_the_fingerprint_is_that_of_former_runs(coco):
+    """Another way of computing it would refuse to go on with runs, and say that their data has changed."""
+    masks = ({}, {"segmentation": L_SHAPE, "area": 250.5}, {"segmentation": {"size": list(SIZE), "counts": [0, 1200]}})
+    crowd = annotation(4, 10, 90, segmentation={"size": list(SIZE), "counts": "l2b2"}, iscrowd=1)
+    root = coco(*(annotation(n, 10, **mask) for n, mask in enumerate(masks)), crowd)
+    assert list(list_coco(root).parts["train"].take(np.array([0, 2])).lines()) == [
+        "0.png\t581dcf6b25c8a7c05429856e739c7886",
+        "2.png\tcae66941d9efbd404e4d88758ea67670",
+    ]

@@ -304,14 +304,24 @@ def _packed_mask(segmentation: Any) -> tuple[int | None, bytes]:
 def _packed_runs(segmentation: dict[str, Any]) -> tuple[int | None, bytes]:
     counts, size = segmentation.get("counts"), segmentation.get("size")
     try:
-        packed_size = array("q", size).tobytes()  # type: ignore[arg-type]
+        packed_size = _whole_numbers(size)
         if len(packed_size) == 16 and isinstance(counts, list):
-            return RUNS, packed_size + array("q", counts).tobytes()
+            return RUNS, packed_size + _whole_numbers(counts)
         if len(packed_size) == 16 and isinstance(counts, str):
             return TEXT, packed_size + counts.encode("ascii")
     except (TypeError, OverflowError, UnicodeEncodeError):
         pass
     return None, b"run lengths need size (height, width) and counts, a list of whole numbers or COCO's text"
+
+
+def _whole_numbers(values: Any) -> bytes:
+    """Packed; 480.0 is one, 0.5 raises `TypeError`, as everything else does that is none."""
+    try:
+        return array("q", values).tobytes()
+    except TypeError:
+        if not all(_is_number(value) and value == int(value) for value in values):
+            raise
+        return array("q", map(int, values)).tobytes()
 
 
 def _is_number(value: Any) -> bool:
