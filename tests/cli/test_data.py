@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.pausing import go_on, pause, start_in_foreground, wait_until_paused
+from typer.main import get_command
 
+from patchscale.cli.data import data
 from patchscale.config import build_config
+from patchscale.data.check import KINDS
 from patchscale.errors import UserError
 
 
@@ -110,7 +113,7 @@ def test_pictures_that_cannot_be_decoded_are_listed_and_excluded(call, tmp_path,
     code, out, err = call("data", "check", kind, "--list-bad", "bad.txt", "--json")
     assert code == 1, err
     expected = ["train/cat/0.png", "train/dog/1.png"] if kind != "hf_dataset" else ["train 0 0", "train 11 1"]
-    assert json.loads(out)["undecodable"] == expected == (tmp_path / "bad.txt").read_text().splitlines()
+    assert json.loads(out)["unusable"] == expected == (tmp_path / "bad.txt").read_text().splitlines()
 
     from patchscale.data.datasets import load_splits
 
@@ -231,3 +234,8 @@ def test_it_needs_no_torch(tmp_path, folder):
             [sys.executable, "-c", code, "data", *arguments], cwd=tmp_path, capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stderr
+
+
+def test_help_names_all_kinds():
+    (kind,) = (parameter for parameter in get_command(data).commands["check"].params if parameter.name == "kind")
+    assert kind.help.startswith(f"{', '.join(KINDS[:-1])} or {KINDS[-1]}. ")

@@ -57,12 +57,21 @@ def test_label_maps_are_counted(pairs, workers):
     assert (checked.kind, checked.counted, checked.wrong) == ("mask_folder", "images that show it", [])
     assert checked.images == {"train": 3, "val": 1}
     assert {name: count for name, count in checked.class_counts["train"].items() if count} == {"0": 3, "1": 3, "2": 3}
+    assert checked.class_counts["val"] == {"0": 1, "1": 1, "2": 1}
     assert checked.notes == {
         "files without a partner": 0,
         "pixels": 4 * 480,
         "ignored pixels": 4,
         "images without a labelled pixel": 0,
     }
+
+
+def test_without_their_number_classes_are_those_that_occur(pairs):
+    overwrite(pairs / "masks/val/0.png", np.full((20, 24), 200, np.uint8))
+    counts = check(str(pairs)).class_counts
+    assert counts["train"] == {"0": 3, "1": 3, "2": 3, "200": 0}
+    assert counts["val"] == {"0": 0, "1": 0, "2": 0, "200": 1}
+    assert check(str(pairs), num_classes=4).class_counts["train"] == {"0": 3, "1": 3, "2": 3, "3": 0}
 
 
 def test_every_label_map_that_training_would_stop_at_is_listed(pairs):
@@ -75,7 +84,7 @@ def test_every_label_map_that_training_would_stop_at_is_listed(pairs):
     for said, line in zip(("label 3 in it", "label map of 20x24 px", "cannot be decoded"), checked.wrong, strict=True):
         assert said in line
     assert checked.notes["images without a labelled pixel"] == 1
-    assert checked.undecodable == [
+    assert checked.unusable == [
         f"images/{name}.jpg\tmasks/{name}.png" for name in ("train/0", "train/1", "val/0")
     ]  # as data.exclude takes them
 
@@ -105,7 +114,7 @@ def test_annotations_that_do_not_fit_their_pictures_are_listed(coco):
     assert len(checked.wrong) == 2
     assert "0.png: annotation 2: run lengths of 150 pixels, the picture has 1200" in checked.wrong[0]
     assert "1.png: 30x40 px, its annotation says 40x30" in checked.wrong[1]
-    assert [line.split("\t")[0] for line in checked.undecodable] == ["0.png", "1.png"]
+    assert [line.split("\t")[0] for line in checked.unusable] == ["0.png", "1.png"]
 
 
 def test_the_same_picture_in_two_parts_is_a_leak(coco):

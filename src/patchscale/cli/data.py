@@ -52,7 +52,13 @@ def shard(
 @data.command("check")
 def check(
     root: Annotated[str, typer.Argument(help="Folder of a data set, as data.root; shards also as URLs.")],
-    kind: Annotated[str | None, typer.Option(help="As data.name. Default: told from what is there.")] = None,
+    kind: Annotated[
+        str | None,
+        typer.Option(
+            help="image_folder, shards, hf_dataset, mask_folder, ade20k, voc, cityscapes or coco. Default: told from "
+            "what is there."
+        ),
+    ] = None,
     num_classes: Annotated[int | None, typer.Option(help="mask_folder: as data.num_classes.")] = None,
     num_workers: Annotated[int | None, typer.Option(help="Processes; default: one per CPU core.")] = None,
     image_column: Annotated[str | None, typer.Option(help="hf_dataset: as data.image_column.")] = None,
@@ -60,7 +66,7 @@ def check(
     shard_cache: Annotated[Path | None, typer.Option(help="Remote shards: as execution.shard_cache.")] = None,
     list_bad: Annotated[
         Path | None,
-        typer.Option(help="Write the names of pictures that cannot be decoded to this file, for data.exclude."),
+        typer.Option(help="Write the names of pictures that training would stop at to this file, for data.exclude."),
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print everything as JSON.")] = False,
 ) -> None:
@@ -103,7 +109,7 @@ def check(
     else:
         _print(checked)
     if list_bad is not None:
-        write_names(list_bad, checked.undecodable)
+        write_names(list_bad, checked.unusable)
     if checked.wrong:
         raise typer.Exit(1)
 

@@ -11,7 +11,7 @@ import os
 import signal
 import statistics
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
@@ -61,8 +61,9 @@ class Checked:
     """Of `class_counts`: images; images that show a class (label maps); objects."""
     notes: dict[str, int] = field(default_factory=dict)
     """What else was counted in label maps or objects, by its name."""
-    undecodable: list[str]
-    """Names of the pictures that training would stop at, as `data.exclude` takes them."""
+    unusable: list[str]
+    """Names of the pictures that training would stop at, for themselves or for their label map or objects, as
+    `data.exclude` takes them."""
     wrong: list[str] = field(default_factory=list)
 
 
@@ -112,7 +113,7 @@ def check(
         parts, class_names = list_hf_dataset(path, image_column=image_column, label_column=label_column)
     elif kind in check_truth.KINDS:
         true_set = list_true_set(path, kind, num_classes)
-        parts, class_names = true_set.parts, true_set.class_names
+        parts = true_set.parts
     else:
         parts, class_names, _ = list_image_folder(path)
     wrong = []
@@ -129,7 +130,7 @@ def check(
         counts = {part: class_counts(pictures.labels.tolist(), class_names) for part, pictures in parts.items()}
         wrong += [f"class {name!r} has no training image" for name, count in counts["train"].items() if not count]
     else:
-        counts = {part: _true_counts(looks, part, true_set) for part in parts}
+        counts = _true_counts(looks, parts, true_set)
     wrong += [look.error for look in looks if look.error is not None]
     across, within = _duplicates(looks)
     wrong += across
@@ -157,7 +158,7 @@ def check(
         duplicates_within_parts=within,
         counted="images" if true_set is None else true_set.counted,
         notes={} if true_set is None else _notes(looks, true_set),
-        undecodable=sorted(
+        unusable=sorted(
             name
             for name, look in zip(chain.from_iterable(p.lines() for p in parts.values()), looks, strict=True)
             if look.error is not None
@@ -166,14 +167,18 @@ def check(
     )
 
 
-def _true_counts(looks: list[_Look], part: str, true_set: TrueSet) -> dict[str, int]:
-    """By class; the background of objects is none."""
-    counts: Counter[int] = Counter()
+def _true_counts(looks: list[_Look], parts: Iterable[str], true_set: TrueSet) -> dict[str, dict[str, int]]:
+    """By part and class; the background of objects is none, and classes without names are those that occur."""
+    counts: dict[str, Counter[int]] = {part: Counter() for part in parts}
     for look in looks:
-        if look.part == part and look.truth is not None:
-            counts.update(look.truth.counts)
-    first = 1 if true_set.counted == "objects" else 0
-    return {name: counts[label] for label, name in enumerate(true_set.class_names) if label >= first}
+        counts[look.part].update({} if look.truth is None else look.truth.counts)
+    if true_set.class_names is None:
+        names = {label: str(label) for label in sorted(set().union(*counts.values()))}
+    else:
+        names = dict(enumerate(true_set.class_names))
+    if true_set.counted == "objects":
+        del names[0]
+    return {part: {name: of_part[label] for label, name in names.items()} for part, of_part in counts.items()}
 
 
 def _notes(looks: list[_Look], true_set: TrueSet) -> dict[str, int]:

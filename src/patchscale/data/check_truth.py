@@ -33,7 +33,8 @@ class TrueSet:
     """A listed data set of label maps or of objects."""
 
     parts: Mapping[str, Any]
-    class_names: list[str]
+    class_names: list[str] | None
+    """None: as many as occur, without names."""
     counted: str
     """What `Truth.counts` counts."""
     look: Callable[[Any, int, tuple[int, int]], Truth]
@@ -56,9 +57,9 @@ def list_true_set(root: Path, kind: str, num_classes: int | None) -> TrueSet:
         )
     if kind == "mask_folder":
         parts, ignored = list_mask_folder(root)
-        labels = IGNORE_INDEX if num_classes is None else num_classes
-        names = [str(label) for label in range(labels)]
-        return _of_label_maps(parts, names, mask_reader(labels), {"files without a partner": ignored})
+        names = None if num_classes is None else [str(label) for label in range(num_classes)]
+        read_labels = mask_reader(num_classes or IGNORE_INDEX)
+        return _of_label_maps(parts, names, read_labels, {"files without a partner": ignored})
     labelled = LABELLED_SETS[kind](root)
     return _of_label_maps(labelled.parts, labelled.class_names, labelled.read_labels, {})
 
@@ -78,7 +79,7 @@ def kind_of_truth(root: Path) -> str | None:
 
 
 def _of_label_maps(
-    parts: Mapping[str, FileList], class_names: list[str], read_labels: ReadLabels, notes: dict[str, int]
+    parts: Mapping[str, FileList], class_names: list[str] | None, read_labels: ReadLabels, notes: dict[str, int]
 ) -> TrueSet:
     def look(pictures: FileList, index: int, size: tuple[int, int]) -> Truth:
         assert pictures.masks is not None
