@@ -119,6 +119,8 @@ def test_compressed_run_lengths_are_read_as_pycocotools_writes_them(seed):
     assert from_segmentation(text, (7, 301)) == text  # its lengths add up
     assert np.array_equal(decode_masks([text], (7, 301))[0], mask)
     assert encode_masks(mask[None]) == [text]
+    with pytest.raises(ValueError, match="breaks off within a number"):
+        from_segmentation(text | {"counts": text["counts"] + "P"}, (7, 301))  # its sum is right
     if len(text["counts"]) > 2:
         with pytest.raises(ValueError, match="run lengths of"):
             from_segmentation(text | {"counts": text["counts"][:-2]}, (7, 301))
@@ -169,6 +171,7 @@ BROKEN_FILES = {
     "image 1: height '30' is no number of pixels": images(height="30"),
     "image 1: height 30.5 is no number of pixels": images(height=30.5),
     "image 1: width 0 is no number of pixels": images(width=0),
+    r"image 1: width 1e\+300 is no number of pixels": images(width=1e300),
     "images 1 and 2 are both 0.png": {"images": images()["images"] + images(id=2)["images"]},
     "ids of categories are numbers and texts": {"categories": [{"id": 1}, {"id": "1"}]},
     "categories 3 and 7 are both named 'cat'": {"categories": [{"id": 3, "name": "cat"}, {"id": 7, "name": "cat"}]},

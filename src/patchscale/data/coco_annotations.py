@@ -175,7 +175,7 @@ def _checked_images(images: dict[Any, dict[str, Any]], path: Path) -> list[tuple
             raise UserError(f"{path}: images {seen[name]} and {number} are both {name}; make them one")
         seen[name] = number
         for side in ("height", "width"):
-            if not _is_number(image[side]) or image[side] != int(image[side]) or image[side] < 1:
+            if not _is_number(image[side]) or image[side] != int(image[side]) or not 1 <= image[side] < 1 << 31:
                 raise UserError(f"{path}: image {number}: {side} {image[side]!r} is no number of pixels")
     return [(int(image["height"]), int(image["width"])) for image in images.values()]
 

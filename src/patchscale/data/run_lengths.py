@@ -76,7 +76,7 @@ def coder() -> Any:
 
 def _runs(counts: str) -> list[int]:
     """The numbers in COCO's text: five bits a character, the lowest first, a sixth for "more follows"; from the fourth
-    on differences to the number two before."""
+    on differences to the number two before. Raises `ValueError` for a text that breaks off within a number."""
     numbers: list[int] = []
     value = shift = 0
     for character in counts.encode():
@@ -88,6 +88,8 @@ def _runs(counts: str) -> list[int]:
                 value -= 1 << shift
             numbers.append(value + (numbers[-2] if len(numbers) > 2 else 0))
             value = shift = 0
+    if shift:
+        raise ValueError("run lengths of a text that breaks off within a number")
     return numbers
 
 
