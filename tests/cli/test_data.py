@@ -239,3 +239,15 @@ def test_it_needs_no_torch(tmp_path, folder):
 def test_help_names_all_kinds():
     (kind,) = (parameter for parameter in get_command(data).commands["check"].params if parameter.name == "kind")
     assert kind.help.startswith(f"{', '.join(KINDS[:-1])} or {KINDS[-1]}. ")
+
+
+def test_the_first_process_of_a_container_checks_too(tmp_path):
+    write_folder(tmp_path / "photos/train")
+    (tmp_path / "photos/train/cat/0.png").write_bytes(b"hello")
+    alone = ["unshare", "--user", "--map-root-user", "--pid", "--fork"]
+    if shutil.which("unshare") is None or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no rights to a process namespace")
+    command = [*alone, sys.executable, "-m", "patchscale", "data", "check", "photos", "--num-workers", "2"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert "cat/0.png: cannot be decoded" in done.stderr
+    assert done.returncode == 1

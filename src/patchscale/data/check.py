@@ -238,8 +238,8 @@ def _looked_at(looking: _Looking, num_workers: int) -> Iterator[list[_Look]]:
     if num_workers < 2:
         yield from (_look_at(looking, part, places) for part, places in chunks)
         return
-    global _looking
-    _looking = looking  # the processes are copies of this one
+    global _looking, _parent
+    _looking, _parent = looking, os.getpid()  # the processes are copies of this one
     context = multiprocessing.get_context("fork")
     pool = ProcessPoolExecutor(num_workers, mp_context=context, initializer=_leave_interrupts_to_the_parent)
     finished: dict[int, list[_Look]] = {}
@@ -268,6 +268,7 @@ def _looked_at(looking: _Looking, num_workers: int) -> Iterator[list[_Look]]:
 
 
 _looking = _Looking({}, None)
+_parent = 0
 
 
 def _leave_interrupts_to_the_parent() -> None:
@@ -275,7 +276,7 @@ def _leave_interrupts_to_the_parent() -> None:
 
 
 def _look_in_process(part: str, places: range) -> list[_Look]:
-    if os.getppid() == 1:
+    if os.getppid() != _parent:  # not 1: that is who starts everything in a container
         raise SystemExit  # the parent is gone
     return _look_at(_looking, part, places)
 
