@@ -251,3 +251,16 @@ def test_the_first_process_of_a_container_checks_too(tmp_path):
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert "cat/0.png: cannot be decoded" in done.stderr
     assert done.returncode == 1
+
+
+def test_a_name_that_holds_a_line_separator_is_excluded(call, folder):
+    (folder / "train/cat/a\u2028b.png").write_bytes(b"hello")
+    assert call("data", "check", "photos", "--list-bad", "bad.txt")[0] == 1
+    bad = folder.parent / "bad.txt"
+    bad.write_bytes(bad.read_bytes().replace(b"\n", b"\r\n"))  # as some editors save it
+
+    from patchscale.data.datasets import load_splits
+
+    values = {"model": {"name": "vit_test", "patch_size": 4, "img_size": 16}, "data": {"name": "image_folder"}}
+    splits = load_splits(build_config(values, [f"data.root={folder}", "data.exclude=bad.txt"]))
+    assert sum(splits.record["images"].values()) == 16

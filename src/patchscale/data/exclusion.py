@@ -31,7 +31,8 @@ def not_excluded(data: DataConfig, parts: Mapping[str, PictureList]) -> dict[str
             f"data.exclude={path}: not the file this run was made with (SHA-256 {str(data.exclude_sha256)[:12]}...); "
             "put it back, or start a new run"
         )
-    wanted = {line for line in path.read_bytes().decode("utf-8", "surrogateescape").splitlines() if line.strip()}
+    text = path.read_bytes().decode("utf-8", "surrogateescape").replace("\r\n", "\n")
+    wanted = {line for line in text.split("\n") if line.strip()}  # a name may hold what else ends a line, as U+2028
     if not wanted:
         raise UserError(f"data.exclude={path}: no names in it; leave it out")
     found: set[str] = set()
