@@ -144,3 +144,38 @@ def test_after_ctrl_c_a_run_has_longer_than_slurm_gives_to_save(tmp_path):
         status = run.read_json("status.json")
         assert status["state"] == "interrupted"
         assert [path.name for path in run.checkpoint_dir.iterdir()] == [f"step-{status['step']:08d}"]
+
+
+MISTAKEN = """
+study: mistaken
+base:
+  model: {name: vit_test, img_size: 16}
+  data: {name: scenes, train_images: 32, val_images: 8, test_images: 8}
+  training: {steps: 10, batch_size: 4, num_validations: 1}
+  execution: {device: cuda}
+grid: {seed: [%s]}
+resources: {cpus: 1, time_h: 1}
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_mistake_takes_back_the_jobs_that_wait(tmp_path):
+    (tmp_path / "study.yaml").write_text(MISTAKEN % ", ".join(map(str, range(40))))
+    command = ["sweep", tmp_path / "study.yaml", "--runs-root", tmp_path / "runs", "--executor", "slurm"]
+    with slurm.SlurmCluster(tmp_path / "slurm", cpus_per_node=1) as cluster:
+        sweep = subprocess.run(
+            [sys.executable, "-m", "patchscale", *command],
+            env=cluster.environment | {"CUDA_VISIBLE_DEVICES": ""},
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert not cluster.run("squeue", "--noheader")
+    output = sweep.stdout + sweep.stderr
+    assert sweep.returncode == 1, output
+    assert "a mistake in the configuration would fail every run" in output
+    runs = [RunDirectory(path.parent) for path in (tmp_path / "runs").rglob("config.yaml")]
+    found = [run.status()["state"] for run in runs]
+    assert len(found) == 40
+    assert 1 <= found.count("failed") < 20, "those that two nodes had begun before the sweep saw the first"
+    assert all(run.attempt() == 0 for run in runs if run.status()["state"] != "failed"), found

@@ -81,5 +81,7 @@ def test_a_study_about_claims_is_archived_whole_and_names_do_not_clash(tmp_path)
 def test_what_a_kill_has_left_goes_with_the_next_run_that_is_deleted(tmp_path):
     killed, other = (make_run(tmp_path, patch_size=size) for size in (8, 16))
     killed.path.rename(killed.path.with_name(f".{killed.path.name}.deleted-0123"))
+    stays = other.path.parent / ".another.deleted-4567"
+    stays.touch()  # no folder, so that it cannot be removed as one
     assert delete(other.path)
-    assert list(other.path.parent.iterdir()) == []
+    assert list(other.path.parent.iterdir()) == [stays]

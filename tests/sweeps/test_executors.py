@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from patchscale.errors import UserError
-from patchscale.runs.claim import Owner
+from patchscale.runs.claim import Owner, _started_ticks
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.executors.base import Ending, Options
-from patchscale.sweeps.executors.command import record_mistake_of_ranks, train_command
+from patchscale.sweeps.executors.command import RunProcess, record_mistake_of_ranks, train_command
 from patchscale.sweeps.executors.local import LocalExecutor, number_of_gpus, oom_kills
 from patchscale.sweeps.executors.ray import PASSED_ON
 from patchscale.sweeps.plan import plan_study
@@ -161,13 +161,25 @@ Root Cause (first observed failure):
 def test_a_mistake_under_torchrun_is_recorded(planned, tmp_path):
     run, console = planned[0].run, tmp_path / "console.txt"
     console.write_text(REPORT.format(error="Traceback", code=1))
-    assert record_mistake_of_ranks(run, console) is None
+    assert record_mistake_of_ranks(run, console, since=0) is None
     assert run.status()["state"] == "queued"
     before = run.attempt()
     console.write_text(REPORT.format(error="error: execution.device=cuda: no such device here", code=2))
-    assert record_mistake_of_ranks(run, console) == 2
+    assert record_mistake_of_ranks(run, console, since=0) == 2
     verdict = judge(run, Ending(exit_code=2), before=before)
     assert (verdict.kind, verdict.message) == ("config", "execution.device=cuda: no such device here")
+
+
+def test_a_mistake_of_an_attempt_before_is_not_told_again(planned):
+    run, console = planned[0].run, planned[0].run.path / "console.txt"
+    console.write_text(REPORT.format(error="error: execution.device=cuda: no such device here", code=2))
+    run.write_status("interrupted", message="saved")
+    ended = RunProcess(run.path, [sys.executable, "-c", "print('stopped'); raise SystemExit(1)"])
+    assert ended.wait() == 1
+    assert run.status()["state"] == "interrupted"
+    wrong = RunProcess(run.path, [sys.executable, "-c", "print('error: no such folder'); raise SystemExit(2)"])
+    assert wrong.wait() == 2
+    assert run.status()["message"] == "no such folder"
 
 
 def test_a_run_with_a_result_is_done_though_saying_so_failed(planned):
@@ -307,7 +319,7 @@ def test_a_job_of_another_sweep_is_not_submitted_again_and_not_cancelled(planned
     said = []
     executor = slurm_executor(planned, tmp_path, said)
     slurm.says("squeue", "7_0|PENDING\n7_1|PENDING\n")
-    submitted(planned[0], "7_0", Owner.this_process())  # it lives
+    submitted(planned[0], "7_0", replace(Owner.this_process(), pid=1, started_ticks=_started_ticks(1)))  # it lives
     submitted(planned[1], "7_1", replace(Owner.this_process(), started_ticks=1))  # a dead one
     for job in planned:
         executor.start(job)
@@ -320,6 +332,52 @@ def test_a_job_of_another_sweep_is_not_submitted_again_and_not_cancelled(planned
     assert said == ["1 jobs of another sweep go on; to end them: scancel 7_0"]
     executor.kill()
     assert slurm.calls("scancel") == ["7_1", "--signal=KILL 7_1"]
+
+
+def test_a_job_of_its_own_that_slurm_has_queued_again_is_its_own(planned, slurm, tmp_path):
+    executor = slurm_executor(planned, tmp_path, [])
+    slurm.says("squeue", "7_0|PENDING\n")
+    submitted(planned[0], "7_0", Owner.this_process())
+    executor.start(planned[0])
+    flush_now(executor)
+    assert slurm.calls("sbatch") == []
+    assert executor.stop(signal.SIGINT)
+    assert slurm.calls("scancel") == ["7_0"]
+
+
+def test_jobs_that_wait_are_taken_back(planned, slurm, tmp_path):
+    executor = slurm_executor(planned, tmp_path, [])
+    executor._jobs = {"7_0": planned[0], "7_1": planned[1]}
+    executor.start(planned[0])
+    with planned[0].run.lock():
+        executor.withdraw()
+        executor.withdraw()
+        assert slurm.calls("scancel") == ["7_1"], "once"
+        assert list(executor.running) == planned, "Slurm says when it is gone; what was not submitted is gone now"
+        assert executor.stop(signal.SIGINT)
+    assert slurm.calls("scancel")[1:] == ["--signal=TERM 7_0"]
+
+
+def test_rows_of_accounting_for_several_elements():
+    slurm = pytest.importorskip("patchscale.sweeps.executors.slurm")
+    assert slurm.elements("12_[4-6,8,20-24:2%5]") == ["12_4", "12_5", "12_6", "12_8", "12_20", "12_22", "12_24"]
+    assert slurm.elements("12_3") == ["12_3"]
+    assert slurm.elements("12") == ["12"]
+
+
+@pytest.mark.parametrize("accounting", ["7_0|COMPLETED\n7_[1]|CANCELLED by 0\n", "7_0|COMPLETED\n"])
+def test_an_element_that_was_cancelled_before_it_began_has_not_failed(planned, slurm, tmp_path, accounting):
+    from patchscale.sweeps.executors.slurm import UNKNOWN_LOOKS
+
+    executor = slurm_executor(planned, tmp_path, [])
+    executor._jobs = {"7_1": planned[1]}
+    slurm.says("sacct", accounting)
+    found = []
+    for _ in range(UNKNOWN_LOOKS):
+        executor._looked = -1e9
+        found += executor.ended(timeout_s=0)
+    assert found == [(planned[1], Ending(cancelled="its job was cancelled"))]
+    assert set(slurm.calls("sacct")) == {"--noheader --allocations --parsable2 --format=JobID,State --jobs 7"}
 
 
 def test_a_running_job_is_asked_to_save_and_cancelled_only_if_it_does_not_end(planned, slurm, tmp_path):

@@ -47,6 +47,9 @@ class Queue:
         while self.looked > self.looks and self.running:
             yield self.running.pop(), self.ending
 
+    def withdraw(self):
+        pass
+
     def stop(self, received):
         return False
 
@@ -202,7 +205,35 @@ def test_a_study_that_is_stopped_does_not_wait_for_runs_that_were_not_submitted_
                 yield job, Ending(exit_code=1)
             self.submitted = ()
 
+        def withdraw(self):
+            self.running = []
+
     study = tiny(patch_size=[16, 8], seed=[0, 1])
     jobs = plan_study(study, tmp_path)
     carry_out(jobs, OneByOne(workers=4), watcher=Listener(), rules=Rules())
-    assert {job.run.status()["state"] for job in jobs} == {"failed"}
+    assert [job.run.status()["state"] for job in jobs] == ["failed", "queued", "queued", "queued"]
+
+
+@pytest.mark.timeout(60)
+def test_runs_are_asked_to_save_until_they_have_ended_once_the_budget_is_spent(tiny, tmp_path):
+    class Deaf(Queue):
+        """Ends its run when it has been asked three times."""
+
+        asked = 0
+
+        def stop(self, received):
+            self.asked += 1
+            if self.asked == 3:
+                self.looks = 0
+            return False
+
+    planned = plan_study(tiny(patch_size=[16]), tmp_path)
+
+    def begin(look):
+        if look == 1:
+            with planned[0].run.lock():
+                time.sleep(0.1)
+
+    deaf = Deaf(looks=10**9, look_s=0.05, then=begin)
+    carry_out(planned, deaf, watcher=Listener(), rules=Rules(budget=Budget(1e-9, Ledger(planned))))
+    assert deaf.asked >= 3

@@ -43,22 +43,22 @@ def archive(folders: Sequence[Path], file: Path) -> int:
 
 
 def delete(folder: Path) -> bool:
-    """Remove a run directory, unless a process holds it, and what a kill has left of others; whether it was removed."""
+    """Remove a run directory, unless a process holds it, and what a kill has left of others; whether it was removed.
+
+    Raises `UserError` if files of it cannot be removed; it is out of the way all the same.
+    """
     run = RunDirectory(folder)
     try:
         with run.lock():
             # Out of the way at once, so that a kill leaves no half of a run.
-            folder.rename(folder.with_name(f".{folder.name}.deleted-{uuid.uuid4().hex}"))
+            gone = folder.rename(folder.with_name(f".{folder.name}.deleted-{uuid.uuid4().hex}"))
     except RunBusy:
         return False
-    for gone in folder.parent.glob(".*.deleted-*"):
-        shutil.rmtree(gone, onerror=_unless_it_is_gone)
+    for left in folder.parent.glob(".*.deleted-*"):
+        shutil.rmtree(left, ignore_errors=True)  # it may be another user's, or another process removes it, too
+    if gone.exists():
+        raise UserError(f"{gone}: files of {folder.name}, which is deleted, are left; check their rights and remove it")
     return True
-
-
-def _unless_it_is_gone(_: object, path: str, raised: tuple[type, BaseException, object]) -> None:
-    if not isinstance(raised[1], FileNotFoundError):  # another process removes it, too
-        raise raised[1]
 
 
 def _read_back(file: Path, folders: Sequence[Path]) -> None:

@@ -66,6 +66,7 @@ class _Loop:
         self.any_trained = False
         self.stopped = ""
         """Why no further run is started."""
+        self.is_budget_spent = False
         self.looked = self.looked_elsewhere = time.monotonic()
 
     def run(self, stop: StopRequests) -> None:
@@ -76,11 +77,8 @@ class _Loop:
         if adopted:
             self.watcher.message(f"{len(adopted)} runs are on their way already, from a sweep before")
         while True:
-            if not stop.received:
-                if self.stopped:
-                    self.executor.flush()  # what was handed over before would else be waited for without end
-                else:
-                    self._start()
+            if not stop.received and not self.stopped:
+                self._start()
             for job, ending in self.executor.ended(timeout_s=LOOK_EVERY_S):
                 self._settle(job, ending, stopping=stop.received is not None)
             if self._is_due(self.looked, LOOK_EVERY_S, len(self.executor.running)):
@@ -90,6 +88,8 @@ class _Loop:
                     self.watcher.message("stopping: running runs finish their step and save; Ctrl-C again kills them")
                 if not self.executor.running:
                     raise SweepInterrupted(stop.received)
+            elif self.is_budget_spent:
+                self.executor.stop(signal.SIGINT)
             self._look_elsewhere()
             if self._is_over():
                 return
@@ -136,7 +136,7 @@ class _Loop:
         budget = self.rules.budget
         if budget is not None and not stopping and not self.stopped and budget.is_spent(under_way):
             self._stop_starting(f"the budget is spent: {budget.words(under_way)}; running runs save")
-            self.executor.stop(signal.SIGINT)
+            self.is_budget_spent = True
 
     def _has_begun(self, job: PlannedRun) -> bool:
         if job.run_id not in self.begun and job.run.attempt() > self.attempts[job.run_id]:
@@ -196,6 +196,7 @@ class _Loop:
 
     def _stop_starting(self, why: str) -> None:
         self.stopped = why
+        self.executor.withdraw()
         self.watcher.message(why)
 
     def _look_elsewhere(self) -> None:

@@ -74,8 +74,14 @@ class Executor(Protocol):
     def ended(self, *, timeout_s: float) -> Iterator[tuple[PlannedRun, Ending]]:
         """Runs whose process has ended; waits up to `timeout_s` for one."""
 
+    def withdraw(self) -> None:
+        """Take back, as far as that is possible, what was handed over and has not begun."""
+
     def stop(self, received: signal.Signals) -> bool:
-        """Ask every run to finish its step, save and end, once each; whether any was asked."""
+        """Ask every run to finish its step, save and end, once each; whether any was asked.
+
+        Called again and again until no run is left, so that one that does not end can be dealt with.
+        """
 
     def kill(self) -> None:
         """End every run at once; it goes on from its last checkpoint another time."""

@@ -37,45 +37,55 @@ def train_command(path: Path, *, processes: int = 1, nodes: int = 1, meet_at: st
     return [*launch, "--nnodes", str(nodes), *meet, *train]
 
 
-def start(path: Path, command: Sequence[str]) -> "subprocess.Popen[bytes]":
-    """Start the run's process; it saves and stops if this one dies."""
-    with (path / "console.txt").open("ab") as console:
-        return subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, preexec_fn=_prepare_child
-        )
+class RunProcess:
+    """The process of the run in `path`; it saves and stops if this one dies."""
+
+    def __init__(self, path: Path, command: Sequence[str]) -> None:
+        self.run, self.console = RunDirectory(path), path / "console.txt"
+        self.console_bytes = size_bytes(self.console)
+        """What attempts before have left there."""
+        with self.console.open("ab") as output:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, preexec_fn=_prepare_child
+            )
+
+    def wait(self) -> int:
+        """Its exit code, when it has ended; a mistake that it could not record itself is recorded."""
+        while (exit_code := self.process.poll()) is None:
+            time.sleep(0.1)  # signals are handled in between
+        if exit_code == MISTAKE:
+            _record_mistake(self.run, self.console, since=self.console_bytes)
+        elif exit_code > 0:
+            record_mistake_of_ranks(self.run, self.console, since=self.console_bytes)
+        return exit_code
+
+    def stop(self) -> None:
+        """Ask it to save and end, and wait for it."""
+        with suppress(ProcessLookupError):
+            self.process.send_signal(signal.SIGTERM)
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, self.process.pid, os.WEXITED | os.WNOWAIT)  # leaves its exit code to whoever asks
 
 
-def wait(process: "subprocess.Popen[bytes]", path: Path) -> int:
-    """Its exit code, when it has ended; a mistake that it could not record itself is recorded."""
-    while (exit_code := process.poll()) is None:
-        time.sleep(0.1)  # signals are handled in between
-    run, console = RunDirectory(path), path / "console.txt"
-    if exit_code == MISTAKE:
-        _record_mistake(run, console)
-    elif exit_code > 0:
-        record_mistake_of_ranks(run, console)
-    return exit_code
-
-
-def record_mistake_of_ranks(run: RunDirectory, console: Path) -> int | None:
+def record_mistake_of_ranks(run: RunDirectory, console: Path, *, since: int) -> int | None:
     """Record a mistake of which torchrun, whose own exit code is 1, says in `console` that a rank ended with it.
 
-    Returns that rank's exit code, None if it was nothing of the kind.
+    What stands before the byte `since` is of attempts before. Returns that rank's exit code, None if it was nothing of
+    the kind.
     """
-    text = console.read_text(encoding="utf-8", errors="replace") if console.exists() else ""
+    text = _read(console, since)
     codes = re.findall(r"^\s*exitcode\s*:\s*(-?\d+)", text, re.MULTILINE)  # of its report, one for each rank
     if not codes or int(codes[-1]) != MISTAKE:
         return None
-    _record_mistake(run, console)
+    _record_mistake(run, console, since=since)
     return MISTAKE
 
 
-def stop(process: "subprocess.Popen[bytes]") -> None:
-    """Ask it to save and end, and wait for it."""
-    with suppress(ProcessLookupError):
-        process.send_signal(signal.SIGTERM)
-    with suppress(ChildProcessError):
-        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # leaves its exit code to whoever asks for it
+def size_bytes(path: Path) -> int:
+    """Of a file; 0 if there is none."""
+    with suppress(FileNotFoundError):
+        return path.stat().st_size
+    return 0
 
 
 def die_with_the_parent() -> None:
@@ -89,14 +99,21 @@ def _prepare_child() -> None:
     signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # Slurm sends it to all processes of a step; submitit handles it
 
 
-def _record_mistake(run: RunDirectory, console: Path) -> None:
+def _record_mistake(run: RunDirectory, console: Path, *, since: int) -> None:
     status = run.status()
     if status["state"] in ("failed", "running", "done"):
         return
-    lines = console.read_text(encoding="utf-8", errors="replace").splitlines()
-    errors = [line.partition("error: ")[2] for line in lines if line.startswith("error: ")]
+    errors = [line.partition("error: ")[2] for line in _read(console, since).splitlines() if line.startswith("error: ")]
     message = errors[-1] if errors else f"see {console.name}"
     if "another process is running this run" in message:
         return
     with suppress(RunBusy), run.lock():
         run.write_status("failed", kind="config", message=message)
+
+
+def _read(console: Path, since: int) -> str:
+    """What was added after so many bytes."""
+    with suppress(FileNotFoundError), console.open("rb") as file:
+        file.seek(since)
+        return file.read().decode(errors="replace")
+    return ""

@@ -20,7 +20,12 @@ from types import ModuleType
 from patchscale.errors import RunFailed, UserError
 from patchscale.runs.record import RunBusy, RunDirectory
 from patchscale.sweeps.executors.base import Ending, Options
-from patchscale.sweeps.executors.command import die_with_the_parent, record_mistake_of_ranks, train_command
+from patchscale.sweeps.executors.command import (
+    die_with_the_parent,
+    record_mistake_of_ranks,
+    size_bytes,
+    train_command,
+)
 from patchscale.sweeps.packing import Gpus
 from patchscale.sweeps.plan import PlannedRun
 from patchscale.sweeps.price import price
@@ -55,6 +60,8 @@ class LocalExecutor:
         self._jobs: dict[ForkServerProcess, PlannedRun] = {}
         self._asked: set[ForkServerProcess] = set()
         self._memory_bytes: dict[str, int] = {}
+        self._logged_bytes: dict[ForkServerProcess, int] = {}
+        """What each run's log held before."""
         self._oom_kills: dict[ForkServerProcess, int] = {}
         """Those before its start, and those that have been told of another run since."""
         self._context = multiprocessing.get_context("forkserver")
@@ -84,7 +91,7 @@ class LocalExecutor:
         processes = self._resources(job).processes_per_node
         arguments = (str(job.run.path), environment, self.threads, self.options.retry_failed, processes)
         process = self._context.Process(target=_child, args=arguments, name=job.run_id)
-        oom_kills_before = oom_kills()
+        oom_kills_before, logged_bytes = oom_kills(), size_bytes(job.run.log_path)
         try:
             with _surroundings_of_a_child():
                 process.start()
@@ -94,6 +101,7 @@ class LocalExecutor:
                 f"{sys.executable} -c 'import {', '.join(PRELOADED)}'"
             ) from error
         self._jobs[process], self._oom_kills[process] = job, oom_kills_before
+        self._logged_bytes[process] = logged_bytes
 
     def flush(self) -> None:
         """Nothing: runs start at once."""
@@ -109,13 +117,17 @@ class LocalExecutor:
             job = self._jobs.pop(process)
             short = exit_code == -signal.SIGKILL and self._was_killed_for_memory(process)
             del self._oom_kills[process]
+            logged_bytes = self._logged_bytes.pop(process)
             self.gpus.release(job.run_id)
             self._asked.discard(process)
             process.close()
             assert exit_code is not None
             if self._resources(job).processes_per_node > 1 and exit_code > 0:  # torchrun's
-                exit_code = record_mistake_of_ranks(job.run, job.run.log_path)
+                exit_code = record_mistake_of_ranks(job.run, job.run.log_path, since=logged_bytes)
             yield job, Ending(exit_code=exit_code, out_of_memory=short)
+
+    def withdraw(self) -> None:
+        """Nothing: what was handed over has begun."""
 
     def stop(self, received: signal.Signals) -> bool:
         """Once, as a run that is asked twice drops its step."""

@@ -17,7 +17,7 @@ from typing import Any
 
 from patchscale.errors import UserError
 from patchscale.sweeps.executors.base import Ending, Options
-from patchscale.sweeps.executors.command import start, stop, train_command, wait
+from patchscale.sweeps.executors.command import RunProcess, train_command
 from patchscale.sweeps.packing import CONTEXT_BYTES
 from patchscale.sweeps.plan import PlannedRun
 from patchscale.sweeps.price import price
@@ -79,8 +79,15 @@ class RayExecutor:
             self._asked.discard(task)
             yield self._tasks.pop(task), self._ending(task)
 
+    def withdraw(self) -> None:
+        self._cancel({task for task, job in self._tasks.items() if not job.run.is_locked()})
+
     def stop(self, received: signal.Signals) -> bool:
-        to_ask = self._tasks.keys() - self._asked
+        return self._cancel(self._tasks.keys())
+
+    def _cancel(self, tasks: Collection[Any]) -> bool:
+        """Once each; whether any was left."""
+        to_ask = set(tasks) - self._asked
         for task in to_ask:
             self._ray.cancel(task, force=False)
         self._asked |= to_ask
@@ -146,10 +153,10 @@ def _first_line(error: Exception) -> str:
 def _carry_out(path: str, processes: int, environment: dict[str, str]) -> int | None:
     """On a worker: the run's process, from its start to its end. Cancelled, it lets the run save."""
     os.environ.update(environment)
-    process = start(Path(path), train_command(Path(path), processes=processes))
+    process = RunProcess(Path(path), train_command(Path(path), processes=processes))
     try:
-        exit_code = wait(process, Path(path))
+        exit_code = process.wait()
     except BaseException:  # Ray cancels a task with KeyboardInterrupt
-        stop(process)
+        process.stop()
         raise
     return exit_code if processes == 1 or exit_code < 0 else None

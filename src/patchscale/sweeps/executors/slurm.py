@@ -25,7 +25,7 @@ from patchscale.errors import UserError
 from patchscale.runs.claim import Owner
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.executors.base import Ending, Options
-from patchscale.sweeps.executors.command import start, stop, train_command, wait
+from patchscale.sweeps.executors.command import RunProcess, train_command
 from patchscale.sweeps.plan import PlannedRun
 from patchscale.sweeps.resources import Resources, resources_of
 from patchscale.sweeps.retries import gets_on
@@ -148,6 +148,13 @@ class SlurmExecutor:
                 job = self._jobs.pop(number)
                 yield job, Ending(exit_code=_exit_code(job.run, number)) if state == "COMPLETED" else ending
 
+    def withdraw(self) -> None:
+        self._handed_over = []
+        new = self._jobs.keys() - self._asked.keys() - self._others
+        waiting = {number for number in new if not self._jobs[number].run.is_locked()}
+        self._cancel(waiting)
+        self._asked |= dict.fromkeys(waiting, math.inf)
+
     def stop(self, received: signal.Signals) -> bool:
         self._handed_over = []
         if received == signal.SIGTERM:  # the jobs go on; the next sweep finds them
@@ -163,9 +170,10 @@ class SlurmExecutor:
         # Plain scancel leaves a run KillWait to save, 30 s by default. Of a job's processes the run's alone hears this.
         self._cancel(running, "--signal=TERM")
         self._asked |= dict.fromkeys(running, now)
+        self.withdraw()
         late = {number for number, asked in self._asked.items() if now - asked > SAVING_S}
-        self._cancel(new - running | late)
-        self._asked |= dict.fromkeys(new - running | late, math.inf)
+        self._cancel(late)
+        self._asked |= dict.fromkeys(late, math.inf)
         return bool(new)
 
     def kill(self) -> None:
@@ -196,7 +204,7 @@ class SlurmExecutor:
     def _take_over(self, number: str, job: PlannedRun) -> None:
         """See a job to its end that another sweep, which may live, has submitted."""
         self._jobs[number] = job
-        if not _submitter_is_dead(job.run):
+        if _is_anothers(job.run):
             self._others.add(number)
 
     def _say_again(self, refusal: str) -> None:
@@ -217,11 +225,15 @@ class SlurmExecutor:
         states = {number: queued[number] for number in self._jobs if number in queued}
         for number in gone:
             state = ended.get(number, "UNKNOWN")
-            if state == "UNKNOWN" or state in WAITING_OR_RUNNING:  # accounting lags behind, or there is none
+            if self._asked.get(number) == math.inf:  # an element that never began leaves no trace
+                state = "CANCELLED"
+            elif state == "UNKNOWN" or state in WAITING_OR_RUNNING:  # accounting lags behind, or there is none
                 self._unknown[number] = self._unknown.get(number, 0) + 1
                 if self._unknown[number] < UNKNOWN_LOOKS:
                     continue
-                state = "UNKNOWN"
+                # Of an element that was cancelled while it waited, accounting may know the rest of its array alone.
+                is_left_out = number not in ended and _array_of(number) in map(_array_of, ended)
+                state = "CANCELLED" if is_left_out else "UNKNOWN"
             self._unknown.pop(number, None)
             states[number] = state
         return states
@@ -238,7 +250,7 @@ class RunAsJob:
 
     def __init__(self, nodes: int, processes: int) -> None:
         self.nodes, self.processes = nodes, processes
-        self.process: subprocess.Popen[bytes] | None = None
+        self.process: RunProcess | None = None
 
     def __call__(self, path: str) -> int:
         job, restarts = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
@@ -250,8 +262,8 @@ class RunAsJob:
             meet_at=meet_at,
             job=f"{job}.{restarts}",
         )
-        process = self.process = start(Path(path), command)
-        exit_code = wait(process, Path(path))
+        self.process = RunProcess(Path(path), command)
+        exit_code = self.process.wait()
         if exit_code < 0:  # of a signal; its word is not in status.json, so tell the sweep
             RunDirectory(Path(path)).write_json("exit.json", {"number": _own_number(), "exit_code": exit_code})
         return exit_code
@@ -264,7 +276,7 @@ class RunAsJob:
         import submitit
 
         if self.process is not None:
-            stop(self.process)
+            self.process.stop()
         if not gets_on(RunDirectory(Path(path))):
             return None
         return submitit.helpers.DelayedSubmission(RunAsJob(self.nodes, self.processes), path)
@@ -296,16 +308,35 @@ def squeue() -> dict[str, str] | None:
 
 
 def sacct(numbers: Sequence[str]) -> dict[str, str]:
-    """State of jobs that have ended, in one word; {} where there is no accounting."""
-    if not numbers:
-        return {}
+    """State of jobs, and of all elements of their arrays, in one word; {} where there is no accounting.
+
+    Elements that never began have one row, such as 12_[4-6,8%5], which is found by the number of the array alone.
+    """
+    arrays = sorted({_array_of(number) for number in numbers})
     question = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs"]
     found: dict[str, str] = {}
-    for place in range(0, len(numbers), 200):
-        for line in _ask([*question, ",".join(numbers[place : place + 200])]) or ():
-            number, _, state = line.partition("|")
-            found[number] = state.partition(" ")[0]  # "CANCELLED by 1000"
+    for place in range(0, len(arrays), 200):
+        for line in _ask([*question, ",".join(arrays[place : place + 200])]) or ():
+            name, _, state = line.partition("|")
+            found |= dict.fromkeys(elements(name), state.partition(" ")[0])  # "CANCELLED by 1000"
     return found
+
+
+def elements(name: str) -> list[str]:
+    """`12_4`, `12_5` and `12_8` of `12_[4-5,8%5]`; a name without brackets is one job."""
+    array, bracket, rest = name.partition("[")
+    if not bracket:
+        return [name]
+    ranges = re.findall(r"(\d+)(?:-(\d+)(?::(\d+))?)?", rest.partition("%")[0])
+    return [
+        f"{array}{element}"
+        for first, last, step in ranges
+        for element in range(int(first), int(last or first) + 1, int(step or 1))
+    ]
+
+
+def _array_of(number: str) -> str:
+    return number.partition("_")[0]
 
 
 def _ask(command: Sequence[str]) -> list[str] | None:
@@ -367,12 +398,14 @@ def _number_of(run: RunDirectory) -> str | None:
     return None
 
 
-def _submitter_is_dead(run: RunDirectory) -> bool:
-    """Whether the sweep that submitted this run's job has ended; of one on another machine nothing tells."""
+def _is_anothers(run: RunDirectory) -> bool:
+    """Whether another sweep that may live has submitted this run's job; of one on another machine nothing tells."""
     with suppress(UserError, TypeError):
         sweep = (run.read_json("job.json") or {}).get("sweep")
-        return sweep is None or Owner(**sweep).lives_here is False
-    return True
+        if sweep is not None:
+            owner = Owner(**sweep)
+            return owner.lives_here is not False and not (owner.is_here and owner.pid == os.getpid())
+    return False
 
 
 def _exit_code(run: RunDirectory, number: str) -> int | None:
