@@ -72,6 +72,9 @@ def test_without_their_number_classes_are_those_that_occur(pairs):
     assert counts["train"] == {"0": 3, "1": 3, "2": 3, "200": 0}
     assert counts["val"] == {"0": 0, "1": 0, "2": 0, "200": 1}
     assert check(str(pairs), num_classes=4).class_counts["train"] == {"0": 3, "1": 3, "2": 3, "3": 0}
+    overwrite(pairs / "masks/train/0.png", np.full((20, 24), 300, np.uint16))
+    (wrong,) = check(str(pairs)).wrong
+    assert "label 300 in it; labels are 0 to 254" in wrong
 
 
 def test_every_label_map_that_training_would_stop_at_is_listed(pairs):

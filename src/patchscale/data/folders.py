@@ -189,9 +189,10 @@ def read_label_map(path: Path, picture_size: tuple[int, int], num_classes: int) 
     wrong = (labels >= num_classes) & (labels != IGNORE_INDEX)
     wrong |= labels < 0
     if wrong.any():
+        given = f"with data.num_classes={num_classes} " if num_classes < IGNORE_INDEX else ""
         raise UserError(
-            f"{path}: label {labels[wrong][0]} in it; with data.num_classes={num_classes} labels are "
-            f"0 to {num_classes - 1}, and {IGNORE_INDEX} for ignored"
+            f"{path}: label {labels[wrong][0]} in it; {given}labels are 0 to {num_classes - 1}, and "
+            f"{IGNORE_INDEX} for ignored"
         )
     return Image.fromarray(labels.astype(np.uint8))
 
