@@ -7,7 +7,7 @@ import time
 
 import pytest
 from tests.cluster import slurm
-from tests.pausing import go_on, is_paused, pause, start_in_foreground
+from tests.pausing import go_on, is_paused, pause, start_in_foreground, wait_until_paused
 
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.study import load_study
@@ -179,3 +179,42 @@ def test_a_mistake_takes_back_the_jobs_that_wait(tmp_path):
     assert len(found) == 40
     assert 1 <= found.count("failed") < 20, "those that two nodes had begun before the sweep saw the first"
     assert all(run.attempt() == 0 for run in runs if run.status()["state"] != "failed"), found
+
+
+TWO_NODES = """
+study: two-nodes
+base:
+  model: {name: vit_test, img_size: 16, patch_size: 8}
+  data: {name: scenes, train_images: 32, val_images: 8, test_images: 8}
+  training: {steps: 20, batch_size: 4, num_validations: 1}
+  execution: {device: cpu, num_threads: 1, log_every_steps: 1, checkpoint_every_s: 600}
+resources: {nodes: 2, processes: 1, cpus: 1, time_h: 1}
+"""
+
+
+@pytest.mark.timeout(600)
+def test_a_run_on_two_nodes_is_preempted_and_goes_on(tmp_path):
+    """Its nodes meet through torchrun, save together when the job is told, and meet again."""
+    (tmp_path / "study.yaml").write_text(TWO_NODES)
+    (config,) = load_study(tmp_path / "study.yaml").configs
+    run = RunDirectory(tmp_path / "runs" / "two-nodes" / config.run_id)
+    pause(run.path, after_step=5)
+    command = ["sweep", tmp_path / "study.yaml", "--runs-root", tmp_path / "runs", "--executor", "slurm"]
+    with slurm.SlurmCluster(tmp_path / "slurm", cpus_per_node=1) as cluster, (tmp_path / "sweep.txt").open("wb") as out:
+        sweep = subprocess.Popen(
+            [sys.executable, "-m", "patchscale", *command], env=cluster.environment, stdout=out, stderr=out
+        )
+        wait_until_paused(run.path)
+        cluster.run("scancel", "--signal=USR2", run.read_json("job.json")["number"])  # as before its time is over
+        time.sleep(5)
+        go_on(run.path)
+        end = time.monotonic() + 400
+        while sweep.poll() is None:
+            assert time.monotonic() < end, (tmp_path / "sweep.txt").read_text()
+            hurry(cluster)
+            time.sleep(0.5)
+    assert sweep.returncode == 0, (tmp_path / "sweep.txt").read_text()
+    assert run.result()["world_size"] == 2
+    attempts = run.read_json("environment.json")["attempts"]
+    assert [attempt["first_step"] > 0 for attempt in attempts] == [False, True]
+    assert "again, " not in (tmp_path / "sweep.txt").read_text(), "Slurm's own queue did it, not the sweep"
