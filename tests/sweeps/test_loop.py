@@ -113,6 +113,26 @@ def test_a_first_stage_beyond_the_budget_ends_the_study(planned):
     assert any("runs are left" in text for text in told.messages)
 
 
+@pytest.mark.parametrize("others", [0, 1])
+def test_what_another_sweep_carries_out_is_of_the_budget_too(tmp_path, others):
+    """Both a run that was found so when the study was planned, and one that another sweep has begun since."""
+    jobs = seeds(2, tmp_path)
+    RunDirectory.create(tmp_path, "s", jobs[others].config)
+    told = Recorder()
+    with jobs[others].run.lock():
+        jobs[others].run.write_status("running")
+        if others == 1:
+            jobs = seeds(2, tmp_path)
+            assert [job.state for job in jobs] == ["queued", "running"]
+        ledger = Ledger(jobs)
+        ledger.left_hours = lambda job: 1.0
+        carry_out(jobs, Queue(), watcher=told, rules=Rules(budget=Budget(1.5, ledger)))
+    assert (told.ended_runs, told.left) == ({}, [jobs[others].run_id])
+    assert any(text.startswith("1 runs are left") for text in told.messages)
+    carry_out(jobs[1 - others :: 2], Queue(), watcher=told, rules=Rules(budget=Budget(1.5, ledger)))
+    assert set(told.ended_runs) == {jobs[1 - others].run_id}
+
+
 def test_a_run_has_started_when_its_process_has_and_not_before(tmp_path):
     first, second = jobs = seeds(2, tmp_path)
     told = Listener()

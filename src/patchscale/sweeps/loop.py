@@ -76,6 +76,8 @@ class _Loop:
             self.attempts[job.run_id] = attempts
         if adopted:
             self.watcher.message(f"{len(adopted)} runs are on their way already, from a sweep before")
+        self.held = [job for job in self.waiting if job.state == "running"]
+        self.waiting = [job for job in self.waiting if job.state != "running"]
         while True:
             if not stop.received and not self.stopped:
                 self._start()
@@ -98,7 +100,7 @@ class _Loop:
         """Hand over what may start, as far as there is room."""
         here = {job.run_id for job in (*self.waiting, *self.executor.running)}
         budget, handed_over = self.rules.budget, 0
-        expected_hours = None if budget is None else budget.expected_hours(self.executor.running)
+        expected_hours = self._expected_hours()
         for job in tuple(self.waiting):
             if not self.executor.has_room(job):
                 break
@@ -108,25 +110,27 @@ class _Loop:
             if budget is not None and not budget.has_room(job, expected_hours=expected_hours, alone=alone):
                 continue
             state, message = current_stage(job, retry_failed=self.rules.retry_failed, tried=self.ended)
-            if state == "waits":
-                self.waiting.remove(job)
-                self.held.append(job)
-                continue
             self.waiting.remove(job)
-            if state == "running":
+            if state in ("running", "waits"):
                 self.held.append(job)
+                expected_hours = self._expected_hours()
             elif state == "open":
                 self.attempts[job.run_id] = job.run.attempt()
                 self.executor.start(job)
                 self.watcher.handed_over(job, self.executor.workers)
                 handed_over += 1
-                if budget is not None:
-                    expected_hours = budget.expected_hours(self.executor.running)
+                expected_hours = self._expected_hours()
             else:  # another sweep has carried it out since it was planned
                 self._end(job, state, message)
         self.executor.flush()
         if handed_over > 1:
             self.watcher.message(f"{handed_over} runs are handed over")
+
+    def _expected_hours(self) -> float | None:
+        """Of the study, with all that is under way here and elsewhere; None if nothing tells, or nobody asks."""
+        if self.rules.budget is None:
+            return None
+        return self.rules.budget.expected_hours([*self.executor.running, *self.held])
 
     def _look(self, *, stopping: bool) -> None:
         """At the runs under way; of those that wait in a queue only whether they have begun."""
@@ -204,6 +208,8 @@ class _Loop:
         if not self.held or not self._is_due(self.looked_elsewhere, LOOK_ELSEWHERE_EVERY_S, len(self.held)):
             return
         self.looked_elsewhere = time.monotonic()
+        if self.rules.budget is not None:
+            self.rules.budget.ledger.look(self.held)
         for job in tuple(self.held):
             state, _ = current_stage(job, retry_failed=self.rules.retry_failed, tried=self.ended)
             if state not in ("running", "waits"):
@@ -220,9 +226,11 @@ class _Loop:
             startable = [job for job in self.waiting if job.former is None or job.former.run_id not in waiting]
             if budget is None:
                 return False
-            expected_hours = budget.expected_hours(())
+            expected_hours = self._expected_hours()
             if any(budget.has_room(job, expected_hours=expected_hours, alone=True) for job in startable):
                 return False
+            if any(self._is_awaited(job) for job in self.held):
+                return False  # they may take less than is expected of them
             self.watcher.message(f"{len(self.waiting)} runs are left: {budget.words(())}")
             self.waiting = []
         if any(self._is_awaited(job) for job in self.held):
