@@ -1,6 +1,7 @@
 """Runs that would be one curve but for their protocol: real runs, refused and taken by `fit` and `report`."""
 
 import shutil
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -154,7 +155,100 @@ def test_steps_are_no_mistake_where_the_law_has_an_axis_for_them():
     law = {"form": "additive:patch_size,images_seen", "draws": 50}
     ps.fit_law(pd.DataFrame(rows), **law)
     table = pd.DataFrame(rows).assign(eval_mode=["crop", "slide"] * 8)
-    with pytest.raises(UnlikeProtocols, match=r"eval_mode \(crop in 8 runs, slide in 8 runs\).*--groups eval_mode"):
+    with pytest.raises(UnlikeProtocols, match=r"eval_mode \(crop in 8 runs, slide in 8 runs\).*groups=\['eval_mode'\]"):
         ps.fit_law(table, **law)
     ps.fit_law(table, groups=["eval_mode"], **law)
     assert ps.fit_law(table, mix_protocols=True, **law).check("mixed").state == "fail"
+
+
+def seen(learning_rates, *, per_length=False):
+    """A curve over the images seen, with settings as runs have them: a hash of the learning rate and the length."""
+    rows = [
+        {"images_seen": n, "steps": n / 100, "test_loss": 0.5 + 900 / n, "settings": f"{rate:g} for {n:g}"}
+        for place, n in enumerate((1e3, 1e4, 1e5, 1e6, 1e7))
+        for rate in (learning_rates[place % 2 : place % 2 + 1] if per_length else learning_rates)
+    ]
+    return pd.DataFrame(rows).assign(model="m", patch_size=8)
+
+
+def test_settings_may_follow_from_an_axis_and_nothing_more():
+    law = {"form": "additive:images_seen", "draws": 50}
+    assert ps.fit_law(seen([1e-3]), **law).check("mixed").state == "ok"
+    assert ps.fit_law(seen([1e-3, 1e-2], per_length=True), **law).check("mixed").state == "ok"
+    with pytest.raises(UnlikeProtocols, match=r"unlike settings would be one curve, .* such as the learning rate"):
+        ps.fit_law(seen([1e-3, 1e-2]), **law)
+    assert ps.fit_law(seen([1e-3, 1e-2]), mix_protocols=True, **law).check("mixed").state == "fail"
+
+
+def test_settings_of_joint_fits_may_follow_from_the_model():
+    models = {"small": 1e6, "middle": 1e7, "large": 1e8}
+    rows = [
+        {"patch_size": p, "params_backbone": n, "model": model, "test_loss": 0.5 + 0.02 * p + 90 / n**0.3}
+        for p in (16, 8, 4, 2)
+        for model, n in models.items()
+    ]
+    law = {"form": "additive:patch_size,params_backbone", "draws": 50}
+    table = pd.DataFrame(rows)
+    ps.fit_law(table.assign(settings=table["model"]), **law)
+    by_patch_size = table.assign(settings=["a"] * 6 + ["b"] * 6)
+    with pytest.raises(UnlikeProtocols, match="unlike settings"):
+        ps.fit_law(by_patch_size, **law)
+    assert ps.fit_law(by_patch_size, mix_protocols=True, **law).check("mixed").state == "fail"
+
+
+def test_settings_are_not_called_a_protocol(call):
+    rates = curve(settings=["a1"] * 3 + ["b2"] * 2, path=[f"runs/s/{number}" for number in range(5)])
+    rates.to_csv("table.csv", index=False)
+    for command in ("fit", "report"):
+        code, out, err = call(command, "table.csv")
+        assert (code, out) == (2, "")
+        assert "unlike settings would be one curve, the runs differ in what the hash `settings` is of, such as" in err
+        assert "(a1 in 3 runs, b2 in 2 runs; compare config.yaml of runs/s/0 and runs/s/3)" in err
+        assert "keep one with --where settings=a1, tell them apart with --by +settings, or" in err
+    assert call("report", "table.csv", "--mix-protocols")[0] == 0
+    assert "Unlike settings on one curve" in Path("report-table.html").read_text(encoding="utf-8")
+
+
+def test_each_caller_is_told_of_what_it_has(call):
+    table = curve(steps=[100] * 3 + [200] * 2).assign(img_size=64, params_backbone=1e6, metric=0.5)
+    table.to_csv("table.csv", index=False)
+    groups, by = "give each its own floor with --groups steps", "tell them apart with --by +steps"
+    plan = ["plan", "table.csv", "--target", "loss", "--budget", "train_gpu_hours=9", "--model", "vit_*"]
+    for command, words in (
+        (plan, groups),
+        (["fit", "table.csv", "--compare"], groups),
+        (["fit", "table.csv", "--design", "a"], groups),
+        (["fit", "table.csv"], by),
+        (["fit", "table.csv", "--huber", "0.001"], f"{groups} or {by}"),
+        (["report", "table.csv"], by),
+    ):
+        code, out, err = call(*command)
+        assert (code, out) == (2, "")
+        assert f"; keep one with --where steps=100, {words}, or take them together with --mix-protocols" in err
+    with pytest.raises(
+        UnlikeProtocols, match=r"keep one, tell them apart with by=\['\+steps'\], or .* mix_protocols=True"
+    ):
+        ps.fit_curves(table)
+
+
+def test_an_early_fit_of_one_curve_does_not_wait_for_another(trained, tmp_path):
+    from patchscale.cli.early_fit import early_fit
+
+    shutil.copytree(trained, tmp_path / "runs")
+    for run in sorted((tmp_path / "runs" / "mine").iterdir()):
+        other = RunDirectory(tmp_path / "runs" / "whole" / f"{run.name}-again")
+        shutil.copytree(run, other.path)
+        result = other.result()
+        if result["eval_protocol"] == WHOLE:
+            shutil.rmtree(other.path)
+        else:
+            other.write_json(
+                "result.json",
+                result | {"study": "whole", "run_id": other.path.name, "test_loss": 0.9 + 0.01 * result["patch_size"]},
+            )
+    lines = early_fit(tmp_path / "runs")
+    assert len(lines) == 2
+    refused, fitted = sorted(lines, key=lambda line: not line.startswith("early fit: not yet"))
+    assert "unlike protocols would be one curve" in refused
+    assert "--" not in refused, "a sweep has no such options"
+    assert "vit_test, 16 px, whole: " in fitted

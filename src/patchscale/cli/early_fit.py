@@ -41,7 +41,7 @@ def _fits(folder: Path) -> list[str]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         table = load_runs(folder)
-        fits = fit_curves(select_rows(table[table["status"] == "done"], []))
+        fits = fit_curves(select_rows(table[table["status"] == "done"], []), refuse_alone=True)
     lines = [" ".join(str(fit).split()) for fit in fits]
     lines += [f"not yet: {refused.reason}" for refused in fits.refused]
     return lines or [f"not yet: {fits.why_empty()}"]

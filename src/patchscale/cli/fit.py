@@ -54,7 +54,8 @@ def fit(
         bool,
         typer.Option(
             "--mix-protocols",
-            help="Fit runs of one curve together that were measured differently or trained longer; a check says so.",
+            help="Fit runs of one curve together that were measured differently, or trained longer or with other "
+            "settings; a check says so.",
         ),
     ] = False,
     compare: Annotated[
@@ -97,6 +98,7 @@ def fit(
     """
     import sys
 
+    from patchscale.cli.advice import BY, GROUPS, in_options
     from patchscale.cli.ignored import refuse_ignored, typed
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
@@ -149,7 +151,8 @@ def fit(
             options.pop(name)
         unused = typed(context, "--form", "--level", "--draws", "--huber", "--cluster-by")
         refuse_ignored("--compare fits every law of --forms by least squares, without intervals", unused)
-        compare_forms(table, forms, options, json=json)
+        with in_options(GROUPS):
+            compare_forms(table, forms, options, json=json)
         return
     if design:
         if candidates:
@@ -174,15 +177,18 @@ def fit(
             file=candidates,
         )
         options |= {"draws": draws, "huber": huber or None, "cluster_by": _names(cluster_by) or None}
-        design_runs(table, design, grid, options, runs=runs, method=design_method, json=json)
+        with in_options(GROUPS):
+            design_runs(table, design, grid, options, runs=runs, method=design_method, json=json)
         return
     if law_named(form).one_curve and target != "logit-error" and not (groups or factors or huber):
         unused = typed(context, "--draws", "--seed", "--cluster-by")
         refuse_ignored("the intervals of a single curve are profiles, without draws", unused)
-        fits = fit_curves(table, by=_names(by) or None, **options)
+        with in_options(BY):
+            fits = fit_curves(table, by=_names(by) or None, **options)
     else:
         options |= {"groups": _names(groups), "factors": _names(factors), "cluster_by": _names(cluster_by) or None}
-        fits = fit_parts(table, by=_names(by), draws=draws, seed=seed, huber=huber or None, **options)
+        with in_options(f"{GROUPS} or {BY}"):
+            fits = fit_parts(table, by=_names(by), draws=draws, seed=seed, huber=huber or None, **options)
     if not fits:
         raise UserError(fits.why_empty())
     if len(fits.dropped):

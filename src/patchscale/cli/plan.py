@@ -37,7 +37,7 @@ def plan(
         bool, typer.Option("--allow-mixed", help="Fit rows that differ in recipe or protocol too.")
     ] = False,
     mix_protocols: Annotated[
-        bool, typer.Option("--mix-protocols", help="Fit rows that were measured differently or trained longer.")
+        bool, typer.Option("--mix-protocols", help="Fit rows of other protocols, lengths or settings too.")
     ] = False,
     model: Annotated[str, typer.Option(help="Names or patterns: vit_*. Default: the models of the table.")] = "",
     img_size: Annotated[str, typer.Option(help="Pixels: 128,224. Default: those of the table.")] = "",
@@ -83,6 +83,7 @@ def plan(
     visual_tokens, params_total; with --vlm infer_flops, latency_s (to the first token) and peak_memory_bytes are those
     of a request, and kv_cache_bytes is known. FLOPs are 2 x MACs.
     """
+    from patchscale.cli.advice import GROUPS, in_options
     from patchscale.cli.ignored import refuse_ignored, typed
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
@@ -138,16 +139,17 @@ def plan(
         refuse_ignored("these options are for vision-language models, given with --vlm or --llm", tokens)
         space = _vision(table, model, img_size, patch_size, images_seen, constants)
         pricing = {"device": device or None, "batch_size": batch_size or 64}
-    fit = fit_law(
-        table,
-        form=form,
-        target=target,
-        groups=_names(groups),
-        factors=_names(factors),
-        allow_mixed=allow_mixed,
-        mix_protocols=mix_protocols,
-        seed=seed,
-    )
+    with in_options(GROUPS):
+        fit = fit_law(
+            table,
+            form=form,
+            target=target,
+            groups=_names(groups),
+            factors=_names(factors),
+            allow_mixed=allow_mixed,
+            mix_protocols=mix_protocols,
+            seed=seed,
+        )
     made = make_plan(fit, space, budgets=limits, rank_by=rank_by or None, **pricing)
     if report is not None:
         from patchscale.reports.plan_page import write_plan_page

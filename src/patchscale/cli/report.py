@@ -37,7 +37,8 @@ def report(
         bool,
         typer.Option(
             "--mix-protocols",
-            help="Draw runs as one curve that were measured differently or trained longer; a notice says so.",
+            help="Draw runs as one curve that were measured differently, or trained longer or with other settings; a "
+            "notice says so.",
         ),
     ] = False,
     title: Annotated[str | None, typer.Option(help="Heading of the page.")] = None,
@@ -52,6 +53,7 @@ def report(
     """
     import sys
 
+    from patchscale.cli.advice import BY, in_options
     from patchscale.cli.output import print_json
     from patchscale.cli.source import load_table, select_rows
     from patchscale.laws.fit import fit_curves
@@ -64,22 +66,24 @@ def report(
     _refuse_unwritable(page, export)
     apart: dict[str, Any] = {"by": [name.strip() for name in by.split(",") if name.strip()] or None}
     apart["mix_protocols"] = mix_protocols
-    fits = fit_curves(table, target=chosen, **apart)
+    with in_options(BY):
+        fits = fit_curves(table, target=chosen, **apart)
     for refused in fits.refused:
         print(f"not fitted: {refused.reason}", file=sys.stderr)
     if not fits and not fits.refused:
         print(f"not fitted: {fits.why_empty()}", file=sys.stderr)
     options = {"--output": output, "--target": target, "--by": by or None, "--title": title, "--export": export}
     command = _command(source, options, where or [], mix_protocols=mix_protocols)
-    write_report(
-        table,
-        fits,
-        page,
-        title=title or _default_title(source, table),
-        provenance={"source": source, "command": command},
-        target=chosen,
-        **apart,
-    )
+    with in_options(BY):
+        write_report(
+            table,
+            fits,
+            page,
+            title=title or _default_title(source, table),
+            provenance={"source": source, "command": command},
+            target=chosen,
+            **apart,
+        )
     figures = []
     if export is not None:
         for chart in report_charts(table, fits, target=chosen, **apart):

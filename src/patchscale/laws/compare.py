@@ -17,6 +17,7 @@ from patchscale.laws.design import with_tokens
 from patchscale.laws.forms import Array, Law, law_named
 from patchscale.laws.joint import FitOptions, fewest_draws, fit_joint
 from patchscale.laws.left_out import CARRIED, hold_out_levels
+from patchscale.laws.protocols import UnlikeProtocols
 from patchscale.laws.result import Fit
 from patchscale.laws.table import listed, require_columns, split_usable, target_named
 
@@ -241,7 +242,7 @@ def compare_laws(
     `forms` are names of laws; by default those of a short list whose columns the table has. Rows that one of them
     cannot use are left out for all. Residuals are differences of logarithms (or of logits) for every form; `groups`,
     `factors` and `noise` are as in `fit_law`. Forms that the rows cannot support are listed with the reason. Raises
-    `UserError` if that is all of them.
+    `UserError` if that is all of them, `UnlikeProtocols` if that is why.
     """
     for name, given in (("forms", forms), ("groups", groups), ("factors", factors)):
         if isinstance(given, str):
@@ -265,14 +266,20 @@ def compare_laws(
     for index in usable.values():
         common = common.intersection(index) if len(index) else common
     fits: list[Fit] = []
+    unlike: UnlikeProtocols | None = None
     for law in laws:
         if law.name not in usable:
             continue
         try:
             joint = FitOptions(law=law, draws=fewest_draws(0.95), **options)  # type: ignore[arg-type]
             fits.append(fit_joint(table.loc[common], joint))
+        except UnlikeProtocols as error:
+            unlike = error
+            refused.append(RefusedForm(law.name, error.found))
         except UserError as error:
             refused.append(RefusedForm(law.name, str(error)))
+    if not fits and unlike is not None:
+        raise unlike
     if not fits:
         reasons = " | ".join(one.reason for one in refused[:3])
         raise UserError(f"no form can be fitted to these rows: {reasons}")

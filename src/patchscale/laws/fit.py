@@ -107,7 +107,7 @@ def fit_law(
 
     Raises `UserError` for missing columns, rows that cannot support the law (saying which to run next), values that are
     not positive, and rows that differ in what the law does not describe unless `allow_mixed`, or `mix_protocols` where
-    that is how they were measured or how long they were trained (`UnlikeProtocols`).
+    that is how they were measured, or how long or with what settings they were trained (`UnlikeProtocols`).
     """
     law, goal = law_named(form), target_named(target)
     for name, columns in (("groups", groups), ("factors", factors)):
@@ -146,6 +146,7 @@ def fit_curves(
     noise: str | None = None,
     allow_mixed: bool = False,
     mix_protocols: bool = False,
+    refuse_alone: bool = False,
 ) -> FitList:
     """Fit one law to every curve of a table; seeds are replicates.
 
@@ -154,8 +155,9 @@ def fit_curves(
     fits; its `refused` names the curves that could not be fitted and `dropped` the rows left out.
 
     Raises `UserError` for mistakes that concern the whole table, such as a missing column, and `UnlikeProtocols` for
-    curves whose runs were measured differently or trained longer than others, unless `mix_protocols`. The list may
-    be empty; `why_empty()` then says why.
+    curves whose runs were measured differently, or trained longer or with other settings than others, unless
+    `mix_protocols`; with `refuse_alone` such a curve is among the `refused`, and the others are fitted. The list may be
+    empty; `why_empty()` then says why.
     """
     law, goal = law_named(form), target_named(target)
     at_once = f"fit all rows at once with fit_law(table, form={law.name!r})"
@@ -182,8 +184,10 @@ def fit_curves(
                 fits.append(_fit_one(group, lost, options, curve, label))
             else:
                 fits.append(replace(fit_joint(group, options, label=label), curve=curve, dropped=lost))
-        except UnlikeProtocols:
-            raise
+        except UnlikeProtocols as error:
+            if not refuse_alone:
+                raise
+            refused.append(Refused(label, curve, error.found))
         except UserError as error:
             refused.append(Refused(label, curve, str(error)))
     return FitList(fits, refused, dropped)
@@ -219,7 +223,7 @@ def _fit_one(rows: pd.DataFrame, dropped: pd.DataFrame, options: FitOptions, cur
     of_protocol = set(mixed) <= set(PROTOCOL_COLUMNS)
     if mixed and not (options.allow_mixed or (of_protocol and options.mix_protocols)):
         if of_protocol:
-            refuse_unlike(rows, mixed, label, apart="--by +{}")
+            refuse_unlike(rows, mixed, label)
         raise UserError(
             f"{label}: the rows differ in {differing(rows, mixed)}, not in patch_size alone; "
             f"select one, group by {','.join(mixed)}, or allow mixed rows"

@@ -1,4 +1,4 @@
-"""Runs that would be one curve but for how they were measured, or for how long they were trained."""
+"""Runs that would be one curve but for how they were measured, or how long or with what settings they were trained."""
 
 import shlex
 from collections.abc import Sequence
@@ -14,7 +14,25 @@ MAX_VALUES = 4
 
 
 class UnlikeProtocols(UserError):
-    """Runs of unlike protocols would be one curve, and nobody said that they may."""
+    """Runs of unlike protocols would be one curve, and nobody said that they may.
+
+    The message advises arguments of `fit_law` and `fit_curves`; `in_options` has the words of a command.
+    """
+
+    def __init__(self, found: str, column: str, value: str, *, is_joint: bool) -> None:
+        apart = (
+            f"give each its own floor with groups=[{column!r}]"
+            if is_joint
+            else f"tell them apart with by=['+{column}']"
+        )
+        super().__init__(f"{found}; keep one, {apart}, or take them together with mix_protocols=True")
+        self.found, self.column, self.value, self.is_joint = found, column, value, is_joint
+
+    def in_options(self, apart: str) -> str:
+        """The message with options; `apart` is what tells the runs apart, with the column's name at the place of {}."""
+        keep = shlex.quote(f"{self.column}={self.value}")
+        apart = apart.replace("{}", self.column)
+        return f"{self.found}; keep one with --where {keep}, {apart}, or take them together with --mix-protocols"
 
 
 def unlike(rows: pd.DataFrame, columns: Sequence[str] = PROTOCOL_COLUMNS) -> list[str]:
@@ -32,23 +50,31 @@ def unlike(rows: pd.DataFrame, columns: Sequence[str] = PROTOCOL_COLUMNS) -> lis
 
 def difference(rows: pd.DataFrame, columns: Sequence[str]) -> str:
     """`steps (100 in 4 runs, 200 in 1 run)`, for every one of `columns`."""
-    return listed([f"{name} ({_counts(rows[name])})" for name in columns])
+    return listed([_of_settings(rows) if name == "settings" else f"{name} ({_counts(rows[name])})" for name in columns])
 
 
-def refuse_unlike(rows: pd.DataFrame, columns: Sequence[str], label: str, *, apart: str) -> None:
-    """Raise `UnlikeProtocols` if the runs of the curve `label` differ in any of `columns`.
+def _of_settings(rows: pd.DataFrame) -> str:
+    """A hash tells nothing, so with two runs whose config.yaml can be compared, if the table knows their places."""
+    text = f"what the hash `settings` is of, such as the learning rate ({_counts(rows['settings'])}"
+    if "path" in rows.columns:
+        firsts = rows.drop_duplicates("settings")["path"].dropna().astype(str).tolist()[:2]
+        text += f"; compare config.yaml of {listed(firsts)}" if len(firsts) == 2 else ""
+    return f"{text})"
 
-    `apart` is the option that keeps them apart, with a column's name at the place of {}.
-    """
+
+def refuse_unlike(rows: pd.DataFrame, columns: Sequence[str], label: str, *, is_joint: bool = False) -> None:
+    """Raise `UnlikeProtocols` if the runs of the curve `label` differ in any of `columns`."""
     found = unlike(rows, columns)
     if not found:
         return
     first = found[0]
     commonest = rows[first].value_counts(dropna=False, sort=True).index[0]
-    keep = shlex.quote(f"{first}={_text(commonest, empty='')}")
+    what = "settings" if found == ["settings"] else "protocols"
     raise UnlikeProtocols(
-        f"{label}: unlike protocols would be one curve, the runs differ in {difference(rows, found)}; keep one with "
-        f"--where {keep}, tell them apart with {apart.format(first)}, or take them together with --mix-protocols"
+        f"{label}: unlike {what} would be one curve, the runs differ in {difference(rows, found)}",
+        first,
+        _text(commonest, empty=""),
+        is_joint=is_joint,
     )
 
 

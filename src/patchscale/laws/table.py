@@ -24,8 +24,11 @@ PROTOCOL_COLUMNS = (
     "mask_size", "crop_ratio", "crop", "flip", "test_images", "train_images", "iterations", "steps", "images_seen",
     "epochs", "settings",
 )  # fmt: skip
-"""How a run was measured and how long it was trained: runs that differ in one of these alone are not one curve, and
-hardly two. They are refused unless somebody says what is meant (`protocols.py`)."""
+"""How a run was measured, and how long and with what settings it was trained: runs that differ in one of these alone
+are not one curve, and hardly two. They are refused unless somebody says what is meant (`protocols.py`)."""
+
+LENGTH_COLUMNS = ("epochs", "images_seen", "train_images", "steps", "iterations")
+"""How long a run was trained, and on how much."""
 
 HELD_FIXED = (*CURVE_COLUMNS[1:], "architecture", *PROTOCOL_COLUMNS)
 """Columns that must not vary along one curve: a patch-size effect could be theirs. (Studies may be pooled.)"""
@@ -138,19 +141,20 @@ def undescribed_columns(rows: pd.DataFrame, law: "Law", target: Target, keys: Se
     """Columns that vary and that neither the axes of the law nor the `keys`, groups and factors, describe.
 
     The model and its image size may vary where the law has an axis for them. A column whose value follows from the
-    keys is described by them.
+    keys is described by them; so are settings that follow from model, image size, length and keys, as far as these are
+    described.
     """
     axes = {axis.column for axis in law.axes}
     described = {*axes, *keys}
-    if len(axes) > 1 or keys:
-        # in one curve the recipe is fixed; over models and images its settings differ with them
-        described.add("settings")
     if axes & {"params_backbone", "llm_params", "flops_train_total"}:
         described.add("model")
     if axes & {"tokens", "visual_tokens"}:
         described.add("img_size")
-    if axes & {"flops_train_total", "train_images", "images_seen", "epochs", "steps", "iterations"}:
-        described |= {"epochs", "images_seen", "train_images", "steps", "iterations", "settings"}
+    if axes & {"flops_train_total", *LENGTH_COLUMNS}:
+        described |= set(LENGTH_COLUMNS)
+    decisive = varying(rows, [name for name in ("model", "img_size", *LENGTH_COLUMNS, *keys) if name in described])
+    if decisive and not any(varying(group, ["settings"]) for _, group in rows.groupby(decisive, dropna=False)):
+        described.add("settings")
     candidates = (*HELD_FIXED, "task_group", "family", "pretrain_tag", *(["metric_name"] if target.is_error else []))
     left = [name for name in varying(rows, candidates) if name not in described]
     if not keys:

@@ -80,7 +80,7 @@ def collect_curves(
 
     Each fit claims the rows that share its curve's values, so a curve is what was fitted; what no fit claims is grouped
     by the columns that tell curves apart, `by` (as in `fit_curves`). Raises `UnlikeProtocols` for a curve whose runs
-    were measured differently or trained longer than others, unless `mix_protocols`.
+    were measured differently, or trained longer or with other settings than others, unless `mix_protocols`.
     """
     rows = finished(runs if runs.index.is_unique else runs.reset_index(drop=True))
     groups: list[tuple[pd.DataFrame, dict[str, Fit]]] = []
@@ -107,7 +107,7 @@ def collect_curves(
     )
     if not mix_protocols:
         for (part, _), label in zip(groups, labels, strict=True):
-            refuse_unlike(part, PROTOCOL_COLUMNS, label, apart="--by +{}")
+            refuse_unlike(part, PROTOCOL_COLUMNS, label)
     facets = [tuple(_named(name, key[name]) for name in FACET_COLUMNS if not missing(key.get(name))) for key in keys]
     colors = assign_colors([plain(key.get("model")) for key in keys])
     return [

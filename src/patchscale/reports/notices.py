@@ -42,8 +42,12 @@ def notices(runs: pd.DataFrame, curves: Sequence[Curve], target: TargetName) -> 
 def _unlike_protocols(curves: Sequence[Curve]) -> Notice | None:
     found = [(curve, unlike(curve.runs)) for curve in curves]
     items = [f"{curve.label}: {difference(curve.runs, columns)}" for curve, columns in found if columns]
-    remark = "Runs that were measured differently, or trained longer, are drawn as one curve because it was asked for."
-    return _notice("Unlike protocols on one curve", items, remark)
+    what = "settings" if all(columns in ([], ["settings"]) for _, columns in found) else "protocols"
+    remark = (
+        "Runs that were measured differently, or trained longer or with other settings, are drawn as one curve because "
+        "it was asked for."
+    )
+    return _notice(f"Unlike {what} on one curve", items, remark)
 
 
 def _failed_checks(curves: Sequence[Curve], target: TargetName) -> Notice | None:
