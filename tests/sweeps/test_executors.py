@@ -302,7 +302,7 @@ def test_a_limit_that_holds_without_any_job_ends_the_study(planned, slurm, tmp_p
     executor = slurm_executor(planned, tmp_path, [])
     slurm.says("sbatch", POLICY, 1)
     executor.start(planned[0])
-    slurm.says("squeue", "5|RUNNING\n")
+    slurm.says("squeue", "5|RUNNING|None\n")
     for _ in range(2 * VAIN_TRIES):  # other jobs of this user's may fill the limit
         flush_now(executor)
     slurm.says("squeue")
@@ -318,7 +318,7 @@ def submitted(job, number, sweep):
 def test_a_job_of_another_sweep_is_not_submitted_again_and_not_cancelled(planned, slurm, tmp_path):
     said = []
     executor = slurm_executor(planned, tmp_path, said)
-    slurm.says("squeue", "7_0|PENDING\n7_1|PENDING\n")
+    slurm.says("squeue", "7_0|PENDING|Priority\n7_1|PENDING|Priority\n")
     submitted(planned[0], "7_0", replace(Owner.this_process(), pid=1, started_ticks=_started_ticks(1)))  # it lives
     submitted(planned[1], "7_1", replace(Owner.this_process(), started_ticks=1))  # a dead one
     for job in planned:
@@ -336,13 +336,79 @@ def test_a_job_of_another_sweep_is_not_submitted_again_and_not_cancelled(planned
 
 def test_a_job_of_its_own_that_slurm_has_queued_again_is_its_own(planned, slurm, tmp_path):
     executor = slurm_executor(planned, tmp_path, [])
-    slurm.says("squeue", "7_0|PENDING\n")
+    slurm.says("squeue", "7_0|PENDING|Priority\n")
     submitted(planned[0], "7_0", Owner.this_process())
     executor.start(planned[0])
     flush_now(executor)
     assert slurm.calls("sbatch") == []
     assert executor.stop(signal.SIGINT)
     assert slurm.calls("scancel") == ["7_0"]
+
+
+@pytest.mark.parametrize(
+    ("reason", "in_vain"),
+    [
+        ("PartitionConfig", True),
+        ("QOSMaxWallDurationPerJobLimit", True),
+        ("AssocMaxNodePerJobLimit", True),
+        ("QOSMinCpuNotSatisfied", True),
+        ("Resources", False),
+        ("JobHeldUser", False),
+        ("QOSMaxJobsPerUserLimit", False),
+    ],
+)
+def test_a_job_that_waits_for_what_cannot_come_ends_the_study(planned, slurm, tmp_path, reason, in_vain):
+    from patchscale.sweeps.executors.slurm import IN_VAIN_S
+
+    executor = slurm_executor(planned, tmp_path, [])
+    executor._jobs = {"7_0": planned[0], "7_1": planned[1]}
+    slurm.says("squeue", f"7_0|PENDING|{reason}\n7_1|RUNNING|None\n")
+    assert list(executor.ended(timeout_s=0)) == []
+    assert slurm.calls("scancel") == [], "nodes may have to come back first"
+    executor._looked = -1e9
+    executor._in_vain = {number: since - IN_VAIN_S for number, since in executor._in_vain.items()}
+    if in_vain:
+        with pytest.raises(UserError, match=rf"Slurm will not start 1 of the jobs, .* \({reason}\)"):
+            list(executor.ended(timeout_s=0))
+        assert slurm.calls("scancel") == ["7_0"]
+    else:
+        assert list(executor.ended(timeout_s=0)) == []
+
+
+def test_jobs_that_wait_with_other_resources_are_submitted_anew(planned, slurm, tmp_path):
+    slurm.says("sbatch", "Submitted batch job 6")
+    first = slurm_executor(planned, tmp_path, [])
+    for job in planned:
+        first.start(job)
+    flush_now(first)
+    number, running = (job.run.read_json("job.json")["number"] for job in planned)
+    for job in planned:  # that sweep has ended since
+        record = job.run.read_json("job.json")
+        job.run.write_json("job.json", record | {"sweep": record["sweep"] | {"started_ticks": 1, "pid": 1}})
+    slurm.says("squeue", f"{number}|PENDING|Resources\n{running}|RUNNING|None\n")
+    same = slurm_executor(planned, tmp_path, [])
+    assert set(same.adopt(planned)) == set(planned)
+    corrected = study({"cpus": 2})
+    options = Options(folder=tmp_path / "runs" / "asks", resources=corrected.resources)
+    from patchscale.sweeps.executors.slurm import SlurmExecutor
+
+    executor = SlurmExecutor(planned, options)
+    assert set(executor.adopt(planned)) == {planned[1]}, "what runs goes on"
+    assert slurm.calls("scancel") == [number]
+    slurm.says("squeue", f"{number}|PENDING|Resources\n")  # it may still say so for a moment
+    slurm.says("sbatch", "Submitted batch job 8")
+    executor.start(planned[0])
+    flush_now(executor)
+    assert planned[0].run.read_json("job.json")["number"].startswith("8")
+
+
+def test_what_sbatch_says_is_said_once(planned, slurm, tmp_path, capsys):
+    executor = slurm_executor(planned, tmp_path, [])
+    slurm.says("sbatch", TIME_LIMIT, 1)
+    executor.start(planned[0])
+    with pytest.raises(UserError, match="Requested time limit is invalid"):
+        flush_now(executor)
+    assert capsys.readouterr().err == ""
 
 
 def test_jobs_that_wait_are_taken_back(planned, slurm, tmp_path):

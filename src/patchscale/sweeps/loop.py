@@ -139,7 +139,8 @@ class _Loop:
         self.watcher.looked(under_way)
         budget = self.rules.budget
         if budget is not None and not stopping and not self.stopped and budget.is_spent(under_way):
-            self._stop_starting(f"the budget is spent: {budget.words(under_way)}; running runs save")
+            saving = "; running runs save" if under_way else ""
+            self._stop_starting(f"the budget is spent: {budget.words(under_way)}{saving}")
             self.is_budget_spent = True
 
     def _has_begun(self, job: PlannedRun) -> bool:

@@ -81,7 +81,8 @@ def judge(run: RunDirectory, ending: Ending, *, before: int | None = None, stopp
     if run.is_locked():
         return Verdict(state="running")
     if ending.cancelled:
-        message = f"{ending.cancelled}; the same command goes on from its last checkpoint"
+        goes_on = "goes on from its last checkpoint" if run.attempt() else "starts it"
+        message = f"{ending.cancelled}; the same command {goes_on}"
         return Verdict(state="interrupted", message=message)
     if ending.lost:
         return Verdict(state="interrupted", kind="preempted", message=ending.lost, written=False)

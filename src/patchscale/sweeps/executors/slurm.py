@@ -7,6 +7,7 @@ left the queue. Ctrl-C lets runs save and cancels what waits, except jobs of ano
 goes down) ends the sweep alone.
 """
 
+import io
 import math
 import os
 import re
@@ -15,11 +16,11 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from patchscale.errors import UserError
 from patchscale.runs.claim import Owner
@@ -37,6 +38,13 @@ SAY_AGAIN_S = 300.0
 """That it still does not."""
 VAIN_TRIES = 12
 """So often Slurm may say that a user has too many jobs, or too large ones, while this user has none."""
+IN_VAIN_S = 60.0
+"""A job that waits for so long for what cannot come is given up, and the sweep ends."""
+IN_VAIN = re.compile(
+    r"PartitionConfig|PartitionTimeLimit|PartitionNodeLimit|BadConstraints|InvalidAccount|InvalidQOS"
+    r"|(QOS|Assoc)(Max|Min)\w*(PerJob|NotSatisfied)\w*"
+)
+"""Reasons that are about the job alone (Slurm, job reason codes), where submission does not enforce them."""
 UNKNOWN_LOOKS = 5
 """A job that neither squeue nor sacct knows, at so many looks in turn, has ended."""
 MOST_JOBS = 1000
@@ -73,6 +81,8 @@ class SlurmExecutor:
         """By number; an element of an array is 12_3."""
         self._handed_over: list[PlannedRun] = []
         self._unknown: dict[str, int] = {}
+        self._in_vain: dict[str, float] = {}
+        """Jobs that wait for what cannot come, and since when."""
         self._looked = self._submitted = 0.0
         self._said = -SAY_AGAIN_S
         self._vain_tries = 0
@@ -91,7 +101,13 @@ class SlurmExecutor:
         if queued is None:
             raise UserError("Slurm does not answer squeue, so that jobs of an earlier sweep cannot be found; try again")
         for number, job in known.items():
-            if number in queued:
+            if number not in queued:
+                continue
+            asked = (job.run.read_json("job.json") or {}).get("resources", self._words(job))
+            if queued[number].state == "PENDING" and asked != self._words(job) and not _is_anothers(job.run):
+                self._cancel([number])  # submitted anew, with the resources of today
+                job.run.write_json("job.json", {})
+            else:
                 self._take_over(number, job)
         return {job: (job.run.read_json("job.json") or {}).get("attempt", 0) for job in self._jobs.values()}
 
@@ -112,11 +128,11 @@ class SlurmExecutor:
         groups: dict[str, list[PlannedRun]] = {}
         for job in list(self._handed_over):
             number = _number_of(job.run)
-            if number is not None and _ending(queued.get(number, "UNKNOWN")) is None:  # another sweep was faster
+            if number in queued and _ending(queued[number].state) is None:  # another sweep was faster
                 self._take_over(number, job)
                 self._handed_over.remove(job)
             else:
-                groups.setdefault(repr(self._resources(job)), []).append(job)
+                groups.setdefault(self._words(job), []).append(job)
         for group in groups.values():
             attempts = {job: job.run.attempt() for job in group}
             try:
@@ -131,6 +147,7 @@ class SlurmExecutor:
             sweep = asdict(Owner.this_process())
             for job, number in zip(group, numbers, strict=True):
                 record = {"executor": "slurm", "number": number, "attempt": attempts[job], "sweep": sweep}
+                record["resources"] = self._words(job)
                 job.run.write_json("job.json", record)
                 self._jobs[number] = job
                 self._handed_over.remove(job)
@@ -157,7 +174,9 @@ class SlurmExecutor:
 
     def stop(self, received: signal.Signals) -> bool:
         self._handed_over = []
-        if received == signal.SIGTERM:  # the jobs go on; the next sweep finds them
+        if received == signal.SIGTERM:  # the next sweep finds them
+            if self._jobs:
+                self.options.say(f"{len(self._jobs)} jobs stay with Slurm: {' '.join(sorted(self._jobs))}")
             self._jobs = {}
             return False
         if left := self._others & self._jobs.keys():
@@ -193,7 +212,8 @@ class SlurmExecutor:
             raise UserError(f"resources.slurm: {' '.join(str(error).split())[:300]}") from None
         paths = [str(job.run.path.resolve()) for job in group]
         try:
-            jobs = executor.map_array(RunAsJob(needs.nodes, needs.processes_per_node), paths)
+            with redirect_stderr(io.StringIO()):  # submitit prints what sbatch said, and raises it
+                jobs = executor.map_array(RunAsJob(needs.nodes, needs.processes_per_node), paths)
         except submitit.core.utils.FailedJobError as error:
             refusal = " ".join(str(error).split())
             if is_for_later(refusal):
@@ -215,14 +235,36 @@ class SlurmExecutor:
     def _resources(self, job: PlannedRun) -> Resources:
         return resources_of(job.config, self.options.resources)
 
+    def _words(self, job: PlannedRun) -> str:
+        return repr(self._resources(job))
+
+    def _give_up(self, queued: Mapping[str, "Queued"]) -> None:
+        """Raise `UserError` once jobs of this sweep have waited for long for what cannot come; they are cancelled."""
+        waiting = {
+            number: queued[number].reason
+            for number in self._jobs.keys() - self._others
+            if number in queued and queued[number].state == "PENDING" and IN_VAIN.fullmatch(queued[number].reason)
+        }
+        now = time.monotonic()
+        self._in_vain = {number: self._in_vain.get(number, now) for number in waiting}
+        late = [number for number, since in self._in_vain.items() if now - since >= IN_VAIN_S]
+        if late:
+            self._cancel(late)
+            name = self._jobs[late[0]].run.path.name
+            raise UserError(
+                f"Slurm will not start {len(late)} of the jobs, the first is {name} ({waiting[late[0]]}): they are "
+                "cancelled; see resources of the study"
+            )
+
     def _states(self) -> dict[str, str]:
         """State of every job, as far as Slurm answers; UNKNOWN if it has no such job (any more)."""
         queued = squeue()
         if queued is None:
             return {}
+        self._give_up(queued)
         gone = [number for number in self._jobs if number not in queued]
         ended = sacct(gone)
-        states = {number: queued[number] for number in self._jobs if number in queued}
+        states = {number: queued[number].state for number in self._jobs if number in queued}
         for number in gone:
             state = ended.get(number, "UNKNOWN")
             if self._asked.get(number) == math.inf:  # an element that never began leaves no trace
@@ -301,10 +343,21 @@ def is_for_later(refusal: str) -> bool:
     return TOO_MANY_OR_TOO_LARGE in refusal or any(words in refusal for words in NOT_NOW)
 
 
-def squeue() -> dict[str, str] | None:
-    """State of each of this user's jobs in the queue; None if Slurm does not answer."""
-    lines = _ask(["squeue", "--me", "--noheader", "--array", "--format=%i|%T"])
-    return None if lines is None else dict(line.split("|") for line in lines)
+class Queued(NamedTuple):
+    """A job as squeue shows it."""
+
+    state: str
+    reason: str
+    """Why it waits, such as Resources."""
+
+
+def squeue() -> dict[str, Queued] | None:
+    """Each of this user's jobs in the queue, by its number; None if Slurm does not answer."""
+    lines = _ask(["squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r"])
+    if lines is None:
+        return None
+    jobs = [line.split("|", 2) for line in lines]
+    return {number: Queued(state, reason) for number, state, reason in jobs}
 
 
 def sacct(numbers: Sequence[str]) -> dict[str, str]:
