@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 from tests.pausing import go_on, is_paused, pause
 
+from patchscale.runs.record import RunDirectory
+from patchscale.sweeps.plan import plan_study
 from patchscale.sweeps.study import build_study
 from patchscale.sweeps.watch import SweepWatcher
 
@@ -28,6 +30,26 @@ def tiny():
         return build_study(values, overrides)
 
     return make
+
+
+def study_asking(resources, *overrides):
+    """Two runs that need `resources`."""
+    values = {
+        "study": "asks",
+        "base": {"model": {"name": "vit_test", "img_size": 16}, "data": {"name": "scenes"}},
+        "grid": {"patch_size": [16, 8]},
+        "resources": resources,
+    }
+    return build_study(values, overrides)
+
+
+@pytest.fixture
+def planned(tmp_path):
+    """Two runs that have their directories."""
+    jobs = plan_study(study_asking([]), tmp_path / "runs")
+    for job in jobs:
+        RunDirectory.create(tmp_path / "runs", "asks", job.config)
+    return jobs
 
 
 class Recorder(SweepWatcher):

@@ -10,7 +10,6 @@ goes down) ends the sweep alone.
 import io
 import math
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -19,17 +18,23 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import asdict
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Any, NamedTuple
 
 from patchscale.errors import UserError
 from patchscale.runs.claim import Owner
 from patchscale.runs.record import RunDirectory
 from patchscale.sweeps.executors.base import Ending, Options
-from patchscale.sweeps.executors.command import RunProcess, train_command
+from patchscale.sweeps.executors.slurm_answers import (
+    TOO_MANY_OR_TOO_LARGE,
+    Queued,
+    array_of,
+    ending_of,
+    is_for_later,
+    sacct,
+    squeue,
+)
+from patchscale.sweeps.executors.slurm_job import RunAsJob, parameters_of
 from patchscale.sweeps.plan import PlannedRun
 from patchscale.sweeps.resources import Resources, resources_of
-from patchscale.sweeps.retries import gets_on
 
 POLL_S = 3.0
 SUBMIT_AGAIN_S = 5.0
@@ -40,28 +45,12 @@ VAIN_TRIES = 12
 """So often Slurm may say that a user has too many jobs, or too large ones, while this user has none."""
 IN_VAIN_S = 60.0
 """A job that waits for so long for what cannot come is given up, and the sweep ends."""
-IN_VAIN = re.compile(
-    r"PartitionConfig|PartitionTimeLimit|PartitionNodeLimit|BadConstraints|InvalidAccount|InvalidQOS"
-    r"|(QOS|Assoc)(Max|Min)\w*(PerJob|NotSatisfied)\w*"
-)
-"""Reasons that are about the job alone (Slurm, job reason codes), where submission does not enforce them."""
 UNKNOWN_LOOKS = 5
 """A job that neither squeue nor sacct knows, at so many looks in turn, has ended."""
 MOST_JOBS = 1000
 """In the queue at a time."""
-SIGNAL_BEFORE_END_S = 90
 SAVING_S = 300.0
 """A running job that was asked to save is cancelled after so long."""
-DEFAULT_TIME_H = 4.0
-"""A run that takes longer is queued again, and goes on."""
-PORTS = range(20_000, 30_000)
-"""Where the nodes of a job meet; each job has its own."""
-NOT_NOW = ("Unable to contact", "timed out", "Connection refused", "temporarily", "Unexpected message")
-"""What sbatch says when the controller is away or its queue is full."""
-TOO_MANY_OR_TOO_LARGE = "job submit limit"
-"""Of accounting: "Job violates accounting/QOS policy (job submit limit, user's size and/or time limits)"."""
-TAKEN_AWAY = ("NODE_FAIL", "PREEMPTED", "TIMEOUT", "DEADLINE", "BOOT_FAIL", "REVOKED", "REQUEUED", "STOPPED")
-WAITING_OR_RUNNING = ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING", "SUSPENDED", "REQUEUED", "RESIZING")
 
 
 class SlurmExecutor:
@@ -128,7 +117,7 @@ class SlurmExecutor:
         groups: dict[str, list[PlannedRun]] = {}
         for job in list(self._handed_over):
             number = _number_of(job.run)
-            if number in queued and _ending(queued[number].state) is None:  # another sweep was faster
+            if number in queued and ending_of(queued[number].state) is None:  # another sweep was faster
                 self._take_over(number, job)
                 self._handed_over.remove(job)
             else:
@@ -158,7 +147,7 @@ class SlurmExecutor:
             return
         self._looked = time.monotonic()
         for number, state in self._states().items():
-            ending = _ending(state)
+            ending = ending_of(state)
             if ending is not None:
                 self._asked.pop(number, None)
                 self._others.discard(number)
@@ -207,7 +196,7 @@ class SlurmExecutor:
         needs = self._resources(group[0])
         executor = submitit.SlurmExecutor(self.folder, max_num_timeout=1_000_000)
         try:
-            executor.update_parameters(**_parameters(needs, self.workers))
+            executor.update_parameters(**parameters_of(needs, self.workers))
         except (TypeError, ValueError) as error:
             raise UserError(f"resources.slurm: {' '.join(str(error).split())[:300]}") from None
         paths = [str(job.run.path.resolve()) for job in group]
@@ -238,12 +227,12 @@ class SlurmExecutor:
     def _words(self, job: PlannedRun) -> str:
         return repr(self._resources(job))
 
-    def _give_up(self, queued: Mapping[str, "Queued"]) -> None:
+    def _give_up(self, queued: Mapping[str, Queued]) -> None:
         """Raise `UserError` once jobs of this sweep have waited for long for what cannot come; they are cancelled."""
         waiting = {
             number: queued[number].reason
             for number in self._jobs.keys() - self._others
-            if number in queued and queued[number].state == "PENDING" and IN_VAIN.fullmatch(queued[number].reason)
+            if number in queued and queued[number].waits_in_vain
         }
         now = time.monotonic()
         self._in_vain = {number: self._in_vain.get(number, now) for number in waiting}
@@ -269,12 +258,12 @@ class SlurmExecutor:
             state = ended.get(number, "UNKNOWN")
             if self._asked.get(number) == math.inf:  # an element that never began leaves no trace
                 state = "CANCELLED"
-            elif state == "UNKNOWN" or state in WAITING_OR_RUNNING:  # accounting lags behind, or there is none
+            elif state == "UNKNOWN" or ending_of(state) is None:  # accounting lags behind, or there is none
                 self._unknown[number] = self._unknown.get(number, 0) + 1
                 if self._unknown[number] < UNKNOWN_LOOKS:
                     continue
                 # Of an element that was cancelled while it waited, accounting may know the rest of its array alone.
-                is_left_out = number not in ended and _array_of(number) in map(_array_of, ended)
+                is_left_out = number not in ended and array_of(number) in map(array_of, ended)
                 state = "CANCELLED" if is_left_out else "UNKNOWN"
             self._unknown.pop(number, None)
             states[number] = state
@@ -287,160 +276,12 @@ class SlurmExecutor:
                 subprocess.run(["scancel", *how, *numbers], check=False, capture_output=True, timeout=60)
 
 
-class RunAsJob:
-    """What every task of a job does, one on each node: start the run's processes, and see them to their end."""
-
-    def __init__(self, nodes: int, processes: int) -> None:
-        self.nodes, self.processes = nodes, processes
-        self.process: RunProcess | None = None
-
-    def __call__(self, path: str) -> int:
-        job, restarts = os.environ["SLURM_JOB_ID"], os.environ.get("SLURM_RESTART_COUNT", "0")
-        meet_at = f"{_first_host()}:{PORTS[int(job) % len(PORTS)]}" if self.nodes > 1 else ""
-        command = train_command(
-            Path(path),
-            processes=self.processes,
-            nodes=self.nodes,
-            meet_at=meet_at,
-            job=f"{job}.{restarts}",
-        )
-        self.process = RunProcess(Path(path), command)
-        exit_code = self.process.wait()
-        if exit_code < 0:  # of a signal; its word is not in status.json, so tell the sweep
-            RunDirectory(Path(path)).write_json("exit.json", {"number": _own_number(), "exit_code": exit_code})
-        return exit_code
-
-    def checkpoint(self, path: str) -> Any:
-        """Called by submitit when the job is preempted or its time is nearly over: save, then be queued again.
-
-        None, with which the job ends, if the run did not get on for so many times.
-        """
-        import submitit
-
-        if self.process is not None:
-            self.process.stop()
-        if not gets_on(RunDirectory(Path(path))):
-            return None
-        return submitit.helpers.DelayedSubmission(RunAsJob(self.nodes, self.processes), path)
-
-
 class _NotNow(Exception):
     """Slurm takes no jobs at the moment; the message is its own."""
 
 
 def _refused(refusal: str) -> UserError:
     return UserError(f"Slurm refuses the jobs: {refusal}; see resources of the study")
-
-
-def is_for_later(refusal: str) -> bool:
-    """Whether what sbatch said may be otherwise later: the controller is away, or there are too many jobs by now.
-
-    Accounting names the limit, such as QOSMaxSubmitJobPerUserLimit or QOSMaxWallDurationPerJobLimit, if it enforces it
-    at submission; those on submissions have SubmitJob in their names (Slurm, job reason codes).
-    """
-    if (limit := re.search(r"\b(?:QOS|Assoc)\w+", refusal)) is not None:
-        return "SubmitJob" in limit[0]
-    return TOO_MANY_OR_TOO_LARGE in refusal or any(words in refusal for words in NOT_NOW)
-
-
-class Queued(NamedTuple):
-    """A job as squeue shows it."""
-
-    state: str
-    reason: str
-    """Why it waits, such as Resources."""
-
-
-def squeue() -> dict[str, Queued] | None:
-    """Each of this user's jobs in the queue, by its number; None if Slurm does not answer."""
-    lines = _ask(["squeue", "--me", "--noheader", "--array", "--format=%i|%T|%r"])
-    if lines is None:
-        return None
-    jobs = [line.split("|", 2) for line in lines]
-    return {number: Queued(state, reason) for number, state, reason in jobs}
-
-
-def sacct(numbers: Sequence[str]) -> dict[str, str]:
-    """State of jobs, and of all elements of their arrays, in one word; {} where there is no accounting.
-
-    Elements that never began have one row, such as 12_[4-6,8%5], which is found by the number of the array alone.
-    """
-    arrays = sorted({_array_of(number) for number in numbers})
-    question = ["sacct", "--noheader", "--allocations", "--parsable2", "--format=JobID,State", "--jobs"]
-    found: dict[str, str] = {}
-    for place in range(0, len(arrays), 200):
-        for line in _ask([*question, ",".join(arrays[place : place + 200])]) or ():
-            name, _, state = line.partition("|")
-            found |= dict.fromkeys(elements(name), state.partition(" ")[0])  # "CANCELLED by 1000"
-    return found
-
-
-def elements(name: str) -> list[str]:
-    """`12_4`, `12_5` and `12_8` of `12_[4-5,8%5]`; a name without brackets is one job."""
-    array, bracket, rest = name.partition("[")
-    if not bracket:
-        return [name]
-    ranges = re.findall(r"(\d+)(?:-(\d+)(?::(\d+))?)?", rest.partition("%")[0])
-    return [
-        f"{array}{element}"
-        for first, last, step in ranges
-        for element in range(int(first), int(last or first) + 1, int(step or 1))
-    ]
-
-
-def _array_of(number: str) -> str:
-    return number.partition("_")[0]
-
-
-def _ask(command: Sequence[str]) -> list[str] | None:
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.split("\n")[:-1]
-
-
-def _ending(state: str) -> Ending | None:
-    """What a state of Slurm's means for a run; None while the job goes on."""
-    if state in WAITING_OR_RUNNING:
-        return None
-    if state == "CANCELLED":
-        return Ending(cancelled="its job was cancelled")
-    if state == "OUT_OF_MEMORY":
-        return Ending(out_of_memory=True)
-    if state in TAKEN_AWAY:
-        return Ending(lost=f"Slurm: {state}")
-    if state == "FAILED":
-        return Ending(lost="its job failed before it could say why; see .slurm in the study's folder")
-    return Ending()
-
-
-def _parameters(needs: Resources, workers: int) -> Mapping[str, Any]:
-    """Those of submitit for a job."""
-    given: dict[str, Any] = {
-        "job_name": "patchscale",
-        "nodes": needs.nodes,
-        "ntasks_per_node": 1,
-        "time": max(1, round(60 * (needs.time_h or DEFAULT_TIME_H))),
-        "cpus_per_task": needs.cpus,
-        "gpus_per_node": None if needs.gpus is None else -int(-needs.gpus // 1),
-        "mem": None if needs.memory_gib is None else f"{round(needs.memory_gib * 1024)}M",
-        "array_parallelism": workers,
-        "signal_delay_s": SIGNAL_BEFORE_END_S,
-        "stderr_to_stdout": True,
-    }
-    known = _submitit_names()
-    own = {name: value for name, value in needs.slurm.items() if name in known}
-    others = {name.replace("_", "-"): value for name, value in needs.slurm.items() if name not in known}
-    additional = {"requeue": True} | others | dict(own.pop("additional_parameters", {}))
-    parameters = {name: value for name, value in (given | own).items() if value is not None}
-    return parameters | {"additional_parameters": additional}
-
-
-def _submitit_names() -> Collection[str]:
-    import submitit
-
-    return submitit.SlurmExecutor._valid_parameters()
 
 
 def _number_of(run: RunDirectory) -> str | None:
@@ -467,15 +308,3 @@ def _exit_code(run: RunDirectory, number: str) -> int | None:
         told = run.read_json("exit.json") or {}
         return told["exit_code"] if told.get("number") == number else None
     return None
-
-
-def _own_number() -> str:
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")
-    return f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-
-
-def _first_host() -> str:
-    nodes = os.environ["SLURM_JOB_NODELIST"]
-    return subprocess.run(
-        ["scontrol", "show", "hostnames", nodes], capture_output=True, text=True, check=True
-    ).stdout.split()[0]
