@@ -446,10 +446,11 @@ class RunConfig:
 
     @property
     def settings(self) -> str:
-        """Six hexadecimal digits: the hash of all that should be equal along a curve.
+        """Six hexadecimal digits: the hash of `curve_values`, without those at their defaults."""
+        return _digest(_without(self.curve_values(), RunConfig()._decisive()), 6)
 
-        That is the identity without model name, patch size, image size and seed.
-        """
+    def curve_values(self) -> dict[str, Any]:
+        """All that should be equal along a curve: the identity without model name, patch size, image size and seed."""
         decisive = self._decisive()
         for name in ("name", "patch_size", "img_size"):
             del decisive["model"][name]
@@ -457,7 +458,7 @@ class RunConfig:
         del decisive["seed"]
         if self.training.init_settings is not None:
             decisive["training"]["init_run"] = self.training.init_settings
-        return _digest(_without(decisive, RunConfig()._decisive()), 6)
+        return decisive
 
     def _decisive(self) -> dict[str, Any]:
         """All that has a say in the outcome, each in one form only."""

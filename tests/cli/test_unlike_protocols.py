@@ -1,5 +1,6 @@
 """Runs that would be one curve but for their protocol: real runs, refused and taken by `fit` and `report`."""
 
+import pickle
 import shutil
 from pathlib import Path
 
@@ -180,6 +181,15 @@ def test_settings_may_follow_from_an_axis_and_nothing_more():
     assert ps.fit_law(seen([1e-3, 1e-2]), mix_protocols=True, **law).check("mixed").state == "fail"
 
 
+def test_settings_may_follow_from_the_compute_where_no_column_says_the_length():
+    law = {"form": "additive:flops_train_total", "draws": 50}
+    one = seen([1e-3]).rename(columns={"images_seen": "flops_train_total"}).drop(columns="steps")
+    assert ps.fit_law(one, **law).check("mixed").state == "ok"
+    two = seen([1e-3, 1e-2]).rename(columns={"images_seen": "flops_train_total"}).drop(columns="steps")
+    with pytest.raises(UnlikeProtocols, match="unlike settings"):
+        ps.fit_law(two, **law)
+
+
 def test_settings_of_joint_fits_may_follow_from_the_model():
     models = {"small": 1e6, "middle": 1e7, "large": 1e8}
     rows = [
@@ -207,6 +217,56 @@ def test_settings_are_not_called_a_protocol(call):
         assert "keep one with --where settings=a1, tell them apart with --by +settings, or" in err
     assert call("report", "table.csv", "--mix-protocols")[0] == 0
     assert "Unlike settings on one curve" in Path("report-table.html").read_text(encoding="utf-8")
+
+
+def two_learning_rates(root):
+    """A table of runs at five patch sizes, made with two learning rates: configs of their own, and invented losses."""
+    table = curve().drop(columns="model")
+    runs = []
+    for patch_size in table["patch_size"]:
+        rate = 0.001 if patch_size > 2 else 0.01
+        values = {
+            "model": {"name": "vit_nano", "img_size": 32, "patch_size": patch_size},
+            "training": {"learning_rate": rate},
+            "seed": patch_size,
+        }
+        runs.append(RunDirectory.create(root, "rates", build_config(values)))
+    return table.assign(
+        model="vit_nano", path=[str(run.path) for run in runs], settings=[run.config().settings for run in runs]
+    )
+
+
+def test_settings_that_differ_are_named_by_the_configs_of_the_runs(call, tmp_path):
+    table = two_learning_rates(tmp_path / "runs")
+    table.to_csv("table.csv", index=False)
+    slow, fast = table["settings"].iloc[[0, -1]]
+    words = f"settings ({slow} in 3 runs, {fast} in 2 runs: training.learning_rate 0.001, 0.01)"
+    for command in ("fit", "report"):
+        code, _, err = call(command, "table.csv")
+        assert code == 2
+        assert f"unlike settings would be one curve, the runs differ in {words}; keep one with --where" in err
+    assert call("report", "table.csv", "--mix-protocols")[0] == 0
+    assert words in Path("report-table.html").read_text(encoding="utf-8")
+    assert call("fit", "table.csv", "--where", f"settings={slow}")[0] == 2  # three patch sizes are too few
+    changed = RunDirectory(Path(table["path"].iloc[0]))
+    changed.config_path.write_text(
+        changed.config_path.read_text().replace("learning_rate: 0.001", "learning_rate: 0.5")
+    )
+    with pytest.raises(UnlikeProtocols, match="what the hash `settings` is of"):
+        ps.fit_law(table)
+
+
+def test_functions_advise_their_own_arguments():
+    table = curve(steps=[100] * 3 + [200] * 2)
+    with pytest.raises(UnlikeProtocols, match=r"keep one, give each its own floor with groups=\['steps'\], or") as law:
+        ps.fit_law(table)
+    for function in (ps.fit_curves, collect_curves):
+        with pytest.raises(UnlikeProtocols, match=r"keep one, tell them apart with by=\['\+steps'\], or"):
+            function(table)
+    joint = pd.concat([seen([1e-3])] * 2).assign(eval_mode=["crop"] * 5 + ["slide"] * 5)
+    with pytest.raises(UnlikeProtocols, match=r"keep one, tell them apart with by=\['\+eval_mode'\], or"):
+        ps.fit_curves(joint, form="additive:images_seen")
+    assert str(pickle.loads(pickle.dumps(law.value))) == str(law.value)  # as a pool of processes hands it on
 
 
 def test_each_caller_is_told_of_what_it_has(call):
@@ -251,4 +311,6 @@ def test_an_early_fit_of_one_curve_does_not_wait_for_another(trained, tmp_path):
     refused, fitted = sorted(lines, key=lambda line: not line.startswith("early fit: not yet"))
     assert "unlike protocols would be one curve" in refused
     assert "--" not in refused, "a sweep has no such options"
+    assert refused.endswith(f"; `patchscale fit {tmp_path / 'runs'}` says what can be done")
+    assert "patchscale fit" not in fitted
     assert "vit_test, 16 px, whole: " in fitted

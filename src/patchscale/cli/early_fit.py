@@ -32,6 +32,7 @@ def early_fit(folder: Path) -> list[str]:
 
 
 def _fits(folder: Path) -> list[str]:
+    import shlex
     import warnings
 
     from patchscale.cli.source import select_rows
@@ -43,5 +44,6 @@ def _fits(folder: Path) -> list[str]:
         table = load_runs(folder)
         fits = fit_curves(select_rows(table[table["status"] == "done"], []), refuse_alone=True)
     lines = [" ".join(str(fit).split()) for fit in fits]
-    lines += [f"not yet: {refused.reason}" for refused in fits.refused]
+    remedy = f"; `patchscale fit {shlex.quote(str(folder))}` says what can be done"
+    lines += [f"not yet: {refused.reason}{remedy if refused.is_unlike else ''}" for refused in fits.refused]
     return lines or [f"not yet: {fits.why_empty()}"]

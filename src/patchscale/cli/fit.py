@@ -237,7 +237,7 @@ def _predictions(fit: "Fit", points: "list[float] | pd.DataFrame") -> "pd.DataFr
 def _as_json(fits: "FitList", points: "list[float] | pd.DataFrame") -> dict[str, Any]:
     return {
         "fits": [{**one.to_dict(), "predictions": _predictions(one, points).to_dict("records")} for one in fits],
-        "refused": [vars(refused) for refused in fits.refused],
+        "refused": [{"label": one.label, "curve": one.curve, "reason": one.reason} for one in fits.refused],
         "rows_left_out": len(fits.dropped),
     }
 

@@ -18,7 +18,7 @@ from patchscale.laws.findings import Check, differing
 from patchscale.laws.forms import law_named
 from patchscale.laws.identifiability import refuse_too_few_levels
 from patchscale.laws.joint import FitOptions, fit_joint
-from patchscale.laws.protocols import UnlikeProtocols, refuse_unlike
+from patchscale.laws.protocols import BY, UnlikeProtocols, refuse_unlike
 from patchscale.laws.result import Estimate, Fit, estimates_of
 from patchscale.laws.table import (
     PROTOCOL_COLUMNS,
@@ -53,6 +53,8 @@ class Refused:
     label: str
     curve: dict[str, Any]
     reason: str
+    is_unlike: bool = False
+    """Whether its runs are of unlike protocols, which no further run mends."""
 
 
 class FitList(list[Fit]):
@@ -186,8 +188,8 @@ def fit_curves(
                 fits.append(replace(fit_joint(group, options, label=label), curve=curve, dropped=lost))
         except UnlikeProtocols as error:
             if not refuse_alone:
-                raise
-            refused.append(Refused(label, curve, error.found))
+                raise error.advising(BY) from None
+            refused.append(Refused(label, curve, error.found, is_unlike=True))
         except UserError as error:
             refused.append(Refused(label, curve, str(error)))
     return FitList(fits, refused, dropped)

@@ -178,7 +178,7 @@ def _mixed_or_refused(rows: pd.DataFrame, options: FitOptions, label: str) -> li
         if set(mixed) <= set(PROTOCOL_COLUMNS):
             if options.mix_protocols:
                 return mixed
-            refuse_unlike(rows, mixed, label, is_joint=True)
+            refuse_unlike(rows, mixed, label)
         raise UserError(
             f"{label}: the rows differ in {differing(rows, mixed)}, which no axis of form {law.name!r} describes; "
             f"select one, give each its own floor with groups={mixed}, name it in factors, or allow mixed rows"

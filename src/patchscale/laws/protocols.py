@@ -7,26 +7,36 @@ from typing import Any
 import pandas as pd
 
 from patchscale.errors import UserError
+from patchscale.laws.settings import differing_settings
 from patchscale.laws.table import PROTOCOL_COLUMNS, listed, plain, varying
 
 MAX_VALUES = 4
 """So many values of a column are named."""
 
 
+GROUPS = "give each its own floor with groups=['{}']"
+BY = "tell them apart with by=['+{}']"
+"""What a function has to tell runs apart, with a column's name at the place of {}."""
+
+
 class UnlikeProtocols(UserError):
     """Runs of unlike protocols would be one curve, and nobody said that they may.
 
-    The message advises arguments of `fit_law` and `fit_curves`; `in_options` has the words of a command.
+    The message advises `apart`, `GROUPS` (`fit_law`, `compare_laws`) or `BY` (`fit_curves`, `write_report`);
+    `in_options` has the words of a command.
     """
 
-    def __init__(self, found: str, column: str, value: str, *, is_joint: bool) -> None:
-        apart = (
-            f"give each its own floor with groups=[{column!r}]"
-            if is_joint
-            else f"tell them apart with by=['+{column}']"
-        )
-        super().__init__(f"{found}; keep one, {apart}, or take them together with mix_protocols=True")
-        self.found, self.column, self.value, self.is_joint = found, column, value, is_joint
+    def __init__(self, found: str, column: str, value: str, apart: str) -> None:
+        super().__init__(found, column, value, apart)
+        self.found, self.column, self.value, self.apart = found, column, value, apart
+
+    def __str__(self) -> str:
+        apart = self.apart.replace("{}", self.column)
+        return f"{self.found}; keep one, {apart}, or take them together with mix_protocols=True"
+
+    def advising(self, apart: str) -> "UnlikeProtocols":
+        """The same for the caller of another function."""
+        return UnlikeProtocols(self.found, self.column, self.value, apart)
 
     def in_options(self, apart: str) -> str:
         """The message with options; `apart` is what tells the runs apart, with the column's name at the place of {}."""
@@ -54,7 +64,11 @@ def difference(rows: pd.DataFrame, columns: Sequence[str]) -> str:
 
 
 def _of_settings(rows: pd.DataFrame) -> str:
-    """A hash tells nothing, so with two runs whose config.yaml can be compared, if the table knows their places."""
+    """A hash tells nothing, so with what it is of, as the config.yaml of the runs has it, or at least their places."""
+    if names := differing_settings(rows):
+        shown = [f"{name} {', '.join(values[:MAX_VALUES])}" for name, values in list(names.items())[:MAX_VALUES]]
+        shown += [f"{len(names) - MAX_VALUES} more"] if len(names) > MAX_VALUES else []
+        return f"settings ({_counts(rows['settings'])}: {'; '.join(shown)})"
     text = f"what the hash `settings` is of, such as the learning rate ({_counts(rows['settings'])}"
     if "path" in rows.columns:
         firsts = rows.drop_duplicates("settings")["path"].dropna().astype(str).tolist()[:2]
@@ -62,8 +76,8 @@ def _of_settings(rows: pd.DataFrame) -> str:
     return f"{text})"
 
 
-def refuse_unlike(rows: pd.DataFrame, columns: Sequence[str], label: str, *, is_joint: bool = False) -> None:
-    """Raise `UnlikeProtocols` if the runs of the curve `label` differ in any of `columns`."""
+def refuse_unlike(rows: pd.DataFrame, columns: Sequence[str], label: str, *, apart: str = GROUPS) -> None:
+    """Raise `UnlikeProtocols`, which advises `apart`, if the runs of the curve `label` differ in any of `columns`."""
     found = unlike(rows, columns)
     if not found:
         return
@@ -74,7 +88,7 @@ def refuse_unlike(rows: pd.DataFrame, columns: Sequence[str], label: str, *, is_
         f"{label}: unlike {what} would be one curve, the runs differ in {difference(rows, found)}",
         first,
         _text(commonest, empty=""),
-        is_joint=is_joint,
+        apart,
     )
 
 

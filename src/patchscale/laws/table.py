@@ -30,6 +30,9 @@ are not one curve, and hardly two. They are refused unless somebody says what is
 LENGTH_COLUMNS = ("epochs", "images_seen", "train_images", "steps", "iterations")
 """How long a run was trained, and on how much."""
 
+STANDS_FOR = {"params_backbone": ("model",), "llm_params": ("model",), "flops_train_total": LENGTH_COLUMNS}
+"""Axes from which settings follow in tables without these columns."""
+
 HELD_FIXED = (*CURVE_COLUMNS[1:], "architecture", *PROTOCOL_COLUMNS)
 """Columns that must not vary along one curve: a patch-size effect could be theirs. (Studies may be pooled.)"""
 
@@ -152,7 +155,9 @@ def undescribed_columns(rows: pd.DataFrame, law: "Law", target: Target, keys: Se
         described.add("img_size")
     if axes & {"flops_train_total", *LENGTH_COLUMNS}:
         described |= set(LENGTH_COLUMNS)
-    decisive = varying(rows, [name for name in ("model", "img_size", *LENGTH_COLUMNS, *keys) if name in described])
+    names = [name for name in ("model", "img_size", *LENGTH_COLUMNS, *keys) if name in described]
+    names += [axis for axis, meant in STANDS_FOR.items() if axis in axes and not rows.columns.isin(meant).any()]
+    decisive = varying(rows, names)
     if decisive and not any(varying(group, ["settings"]) for _, group in rows.groupby(decisive, dropna=False)):
         described.add("settings")
     candidates = (*HELD_FIXED, "task_group", "family", "pretrain_tag", *(["metric_name"] if target.is_error else []))

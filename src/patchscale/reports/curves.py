@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 
 from patchscale.errors import UserError
-from patchscale.laws.protocols import refuse_unlike
+from patchscale.laws.protocols import BY, refuse_unlike
 from patchscale.laws.table import PROTOCOL_COLUMNS, curve_columns, describe_curve, label_curves, target_named
 from patchscale.reports.palette import assign_colors
 from patchscale.reports.words import missing, plain
@@ -107,7 +107,7 @@ def collect_curves(
     )
     if not mix_protocols:
         for (part, _), label in zip(groups, labels, strict=True):
-            refuse_unlike(part, PROTOCOL_COLUMNS, label)
+            refuse_unlike(part, PROTOCOL_COLUMNS, label, apart=BY)
     facets = [tuple(_named(name, key[name]) for name in FACET_COLUMNS if not missing(key.get(name))) for key in keys]
     colors = assign_colors([plain(key.get("model")) for key in keys])
     return [
