@@ -45,6 +45,9 @@ def sweep(tmp_path):
     if disturbed.process is not None and disturbed.process.poll() is None:
         for pid in (disturbed.process.pid, *children_of(disturbed.process.pid)):
             kill(pid)
+    for owner in [run.owner() for run in disturbed.runs]:
+        if owner is not None:
+            kill(owner.pid)
 
 
 def named(pid, word):
