@@ -157,6 +157,10 @@ def test_no_error_of_a_fit_ends_a_study(tmp_path):
     [
         (["--status", "failed", "--yes", "--every", "3"], "on the table; leave out --every and --yes"),
         (["--early-fit"], "on the table; leave out --early-fit"),
+        (
+            ["--status", "finished"],
+            "no such state; choose from queued, running, done, failed, interrupted, blocked, unr",
+        ),
         (["--watch", "--status", "failed", "--sort", "nope"], "with --watch; leave out --sort and --status"),
         (["--watch", "--csv"], "with --watch; leave out --csv"),
         (["--show", "p14", "--where", "seed=0"], "with --show; leave out --where"),

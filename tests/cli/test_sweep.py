@@ -164,3 +164,58 @@ def test_ctrl_c_says_how_to_go_on_and_exits_with_130():
     assert "the others go on with: patchscale sweep study.yaml training.steps=100000 --workers 1" in err
     states = sorted(RunDirectory(path.parent).status()["state"] for path in Path("runs/tiny").glob("*/config.yaml"))
     assert states == ["interrupted", "queued"]
+
+
+def test_ctrl_c_while_torch_is_imported_is_no_traceback():
+    """As a terminal sends it: to the sweep and to all that it has started."""
+    command = [sys.executable, "-m", "patchscale", "sweep", "study.yaml", "training.steps=100000", "--workers", "1"]
+    with start_in_foreground(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as sweep:
+        for line in sweep.stderr:
+            if line.startswith("starting (torch"):
+                break
+        time.sleep(0.5)
+        os.killpg(sweep.pid, signal.SIGINT)
+        said = sweep.stderr.read()
+        assert sweep.wait(60) == 130, said
+    assert "Traceback" not in said
+    assert "the others go on with: patchscale sweep study.yaml" in said
+    assert "done" not in {
+        RunDirectory(path.parent).status()["state"] for path in Path("runs/tiny").glob("*/config.yaml")
+    }
+
+
+def test_runs_that_differ_in_another_setting_are_told_apart(call):
+    Path("study.yaml").write_text(STUDY + "  training.learning_rate: [0.001, 0.002]\n")
+    code, out, err = call("sweep", "study.yaml", "patch_size=[8]")
+    assert code == 0, err
+    for rate in ("0.001", "0.002"):
+        assert f"done: vit_test patch 8 at 16 px, seed 0, learning_rate {rate}: " in err
+    header, *rows = [line.split("\t") for line in out.splitlines()]
+    assert header[0] == "run_id"
+    assert len({row[0] for row in rows}) == 2
+    _, out, _ = call("runs", "runs")
+    header, *again = [line.split("\t") for line in out.splitlines()]
+    assert header[0] == "run_id"
+    assert {row[0] for row in again} == {row[0] for row in rows}
+
+
+def test_a_result_that_is_gone_is_no_success(call):
+    assert call("sweep", "study.yaml", "patch_size=[8]")[0] == 0
+    (result,) = Path("runs/tiny").glob("*/result.json")
+    result.unlink()
+    code, out, err = call("sweep", "study.yaml", "patch_size=[8]")
+    assert code == 1
+    assert "1 run: 0 to do, skipped: 1 unreadable" in err
+    assert f"{result}: missing though the run is done; restore it, or delete the folder to do the run again" in err
+    assert "unreadable" in out
+    code, out, err = call("runs", "runs")
+    assert (code, "unreadable" in out) == (0, True)
+    assert "result.json: missing" in err
+
+
+def test_a_device_that_nobody_knows_is_refused_before_anything_starts(call):
+    code, out, err = call("sweep", "study.yaml", "--budget", "1", "--device", "h1000")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert "h1000" in err
+    assert not Path("runs").exists()

@@ -157,7 +157,7 @@ def end_elsewhere(disturbed, undisturbed):
 def test_a_study_begun_here_ends_on_ray(begun_here, undisturbed):
     pytest.importorskip("ray")
     begun_here.environment |= {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-    begun_here.arguments = ("--executor", "ray")
+    begun_here.arguments = ("--executor", "ray", "--ray-address", "local")  # not the cluster of a test beside this one
     end_elsewhere(begun_here, undisturbed)
 
 

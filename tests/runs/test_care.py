@@ -54,6 +54,8 @@ def test_what_cannot_be_archived_is_refused(tmp_path):
     archive([run.path], tmp_path / "kept.tar")
     with pytest.raises(UserError, match="exists; choose another name"):
         archive([run.path], tmp_path / "kept.tar")
+    with pytest.raises(UserError, match="which it is to hold; choose a place outside"):
+        archive([run.path], run.path / "kept.tar")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.tar", "study"]
 
 

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 
 import pytest
 from PIL import Image
@@ -164,6 +165,22 @@ def test_a_study_of_which_every_run_would_fail_is_stopped_at_once(tiny, recorder
     table = run_study(study, tmp_path, workers=1, keep_going=True, progress=everything)
     assert len(everything.started_runs) == 3
     assert table["status"].tolist() == ["failed"] * 4
+
+
+@pytest.mark.parametrize("size", ["60k", "300k"])
+def test_a_full_disk_stops_the_study_and_not_the_sweep(tiny, recorder, tmp_path, size):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", disk], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    watcher = recorder()
+    try:
+        table = run_study(tiny(seed=[0, 1, 2, 3]), disk, workers=1, progress=watcher)
+    finally:
+        subprocess.run(["umount", disk], check=True)
+    assert len(watcher.started_runs) == 1
+    assert table["status"].isin(["failed", "interrupted", "queued"]).all()
+    assert any("no further run is started: " in text and "no run can be saved" in text for text in watcher.messages)
 
 
 def test_a_killed_run_goes_on_by_itself_and_ends_the_same(tiny, recorder, tmp_path):

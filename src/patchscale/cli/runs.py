@@ -11,6 +11,8 @@ from patchscale.errors import UserError
 if TYPE_CHECKING:
     import pandas as pd
 
+TELLING = ("study", "model", "head", "img_size", "patch_size", "tokens", "seed", "stage")
+"""Columns that mostly tell runs apart; where they do not, the table begins with the run's id."""
 SHOWN = (
     "study",
     "model",
@@ -81,6 +83,7 @@ def runs(
 
     from patchscale.cli.ignored import refuse_ignored, typed
     from patchscale.cli.output import print_json, print_table
+    from patchscale.runs.record import STATES
     from patchscale.runs.store import UNREADABLE, load_runs
 
     if csv and json:
@@ -100,6 +103,8 @@ def runs(
     if show is not None:
         _show(table, show, json=json)
         return
+    if status is not None and status not in (known := (*STATES, "blocked", UNREADABLE)):
+        raise UserError(f"--status {status}: no such state; choose from {', '.join(known)}")
     conditions = [*(where or []), *([f"status={status}"] if status else [])]
     for condition in conditions:
         table = _keep(table, condition)
@@ -126,6 +131,8 @@ def runs(
         if not names:
             headed = any(row["head"] not in (None, "linear") for row in records)
             names = [name for name in SHOWN if name != "head" or headed]
+            if table.duplicated([name for name in names if name in TELLING]).any():
+                names = ["run_id", *names]
         print_table([_readable(row, names) for row in records], columns=names)
         if not records:
             print(f"no runs in {path}{' with ' + ', '.join(conditions) if conditions else ''}", file=sys.stderr)

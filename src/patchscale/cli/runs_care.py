@@ -34,6 +34,7 @@ def verify_runs(table: "pd.DataFrame", *, json: bool) -> None:
         file=sys.stderr,
     )
     if wrong:
+        print("restore these files, or delete the run's folder: the sweep does it again", file=sys.stderr)
         raise typer.Exit(1)
 
 

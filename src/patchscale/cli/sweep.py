@@ -79,6 +79,7 @@ def sweep(
     import sys
 
     from patchscale.cli.ignored import refuse_ignored, typed
+    from patchscale.costs.time import find_device
     from patchscale.sweeps.study import load_study
 
     if dry_run:
@@ -96,6 +97,8 @@ def sweep(
         raise UserError(
             f"--device {device} prices a study: give it with --dry-run; execution.device is where runs train"
         )
+    if device is not None:
+        find_device(device)  # a mistake in it is said at once
 
     from patchscale.cli.sweep_progress import watch_sweep
     from patchscale.sweeps.runner import run_study
@@ -122,7 +125,7 @@ def sweep(
             again = shlex.join(["patchscale", *sys.argv[1:]])
             watcher.message(f"stopped; finished runs are kept, the others go on with: {again}")
             raise typer.Exit(stopped.exit_code) from None
-    _print_results(table, runs_root / loaded.name, json=json)
+    _print_results(table, runs_root / loaded.name, has_budget=budget is not None, json=json)
     if not table["status"].isin(["done", "running"]).all():
         raise typer.Exit(1)
 
@@ -232,7 +235,7 @@ def _in_unit(flops: int | None, unit: str) -> str:
     return "?" if flops is None else f"{flops / PREFIXES[unit]:.4g}"
 
 
-def _print_results(table: "pd.DataFrame", folder: Path, *, json: bool) -> None:
+def _print_results(table: "pd.DataFrame", folder: Path, *, has_budget: bool, json: bool) -> None:
     import sys
 
     from patchscale.cli.output import print_json, print_table
@@ -247,6 +250,8 @@ def _print_results(table: "pd.DataFrame", folder: Path, *, json: bool) -> None:
         headed = (table["head"].dropna() != "linear").any()
         names: tuple[str, ...] = ("model", *(["head"] if headed else []), "img_size", "patch_size", "tokens", "seed")
         names += ("stage",) if staged else ()
+        if table.duplicated(list(names)).any():
+            names = ("run_id", *names)
         names += ("status", "metric", "test_loss", "wall_time_s")
         print_table([{name: readable(name, row[name], row) for name in names} for row in records], columns=names)
     counts = table["status"].value_counts().to_dict()
@@ -258,7 +263,8 @@ def _print_results(table: "pd.DataFrame", folder: Path, *, json: bool) -> None:
     if any(_can_be_retried(row) for row in broken):
         print("to try failed runs again: add --retry-failed", file=sys.stderr)
     if counts.get("interrupted"):
-        print("interrupted runs go on with the same command", file=sys.stderr)
+        larger = ", and a larger --budget once this one is spent" if has_budget else ""
+        print(f"interrupted runs go on with the same command{larger}", file=sys.stderr)
     elsewhere = counts.get("running", 0)
     if elsewhere:
         print(f"{plural(elsewhere, 'run')} left to another process that is carrying it out", file=sys.stderr)

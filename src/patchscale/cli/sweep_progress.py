@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patchscale.cli.early_fit import EarlyFit
+from patchscale.config_differences import differing_values
 from patchscale.errors import UserError
 from patchscale.reports.words import duration, percent, plural
 from patchscale.runs.record import RunDirectory
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+MOST_SETTINGS = 3
+"""So many are in the label of a run."""
 MOST_BARS = 20
 """Further runs are in the line of all runs only."""
 
@@ -51,9 +54,11 @@ class _Events(SweepWatcher):
         """Whether runs have finished since the last fit."""
         self.total = self.ended_count = self.failed_count = 0
         self.clock = _TimeLeft()
+        self.labels: dict[str, str] = {}
 
     def planned(self, runs: Sequence[PlannedRun], todo: Sequence[PlannedRun]) -> None:
         self.total = len(todo)
+        self.labels = labels(runs)
         self.clock.plan(todo)
         states = [item.state for item in runs if item not in todo]
         skipped = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
@@ -69,7 +74,7 @@ class _Events(SweepWatcher):
         self.failed_count += state not in ("done", "interrupted")
         self.clock.end(job)
         outcome = _result_words(job.run) if state == "done" else message
-        self.message(f"[{self.ended_count}/{self.total}] {state}: {label(job)}{': ' if outcome else ''}{outcome}")
+        self.message(f"[{self.ended_count}/{self.total}] {state}: {self.label(job)}{': ' if outcome else ''}{outcome}")
         self.unfitted |= state == "done"
         self.fit()
 
@@ -81,13 +86,17 @@ class _Events(SweepWatcher):
                 self.message(line)
 
     def left_alone(self, job: PlannedRun) -> None:
-        self.message(f"left alone: {label(job)} is being carried out by another process")
+        self.message(f"left alone: {self.label(job)} is being carried out by another process")
+
+    def label(self, job: PlannedRun) -> str:
+        """A run in a few words, unlike those of all others."""
+        return self.labels.get(job.run_id) or label(job)
 
 
 class _Lines(_Events):
     def started(self, job: PlannedRun) -> None:
         super().started(job)
-        self.message(f"started: {label(job)} -> {job.run.log_path}")
+        self.message(f"started: {self.label(job)} -> {job.run.log_path}")
 
     def message(self, text: str) -> None:
         print(text, file=sys.stderr, flush=True)
@@ -114,7 +123,7 @@ class _Bars(_Events):
             if bar is None:
                 if len(self.bars) == MOST_BARS:
                     continue
-                bar = self.progress.add_task(label(job), total=1.0, note="")
+                bar = self.progress.add_task(self.label(job), total=1.0, note="")
                 self.bars[job.run_id] = bar
             share = shares[job.run_id]
             self.progress.update(bar, completed=share, note=percent(share, 0) if share else "starting")
@@ -180,6 +189,23 @@ def share_done(run: RunDirectory) -> float:
     with suppress(UserError):
         return progress_of(run, run.read_json("status.json") or {})
     return 0.0
+
+
+def labels(runs: Sequence[PlannedRun]) -> dict[str, str]:
+    """A label for each run, by its id: `label`, and the settings in which others of that label differ from it."""
+    alike: dict[str, list[PlannedRun]] = {}
+    for job in runs:
+        alike.setdefault(label(job), []).append(job)
+    found = {}
+    for text, jobs in alike.items():
+        differing = differing_values([job.config for job in jobs]).items() if len(jobs) > 1 else ()
+        # what a stage goes on from is no setting of anybody's
+        named = [(name.rpartition(".")[2], values) for name, values in differing if ".init_" not in name]
+        for place, job in enumerate(jobs):
+            found[job.run_id] = ", ".join(
+                [text, *(f"{name} {values[place]}" for name, values in named[:MOST_SETTINGS])]
+            )
+    return found
 
 
 def label(job: PlannedRun) -> str:

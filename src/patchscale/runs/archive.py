@@ -22,6 +22,9 @@ def archive(folders: Sequence[Path], file: Path) -> int:
         raise UserError(f"--archive {file}: end the name in .tar, .tar.gz, .tar.xz or .tar.bz2")
     if file.exists():
         raise UserError(f"--archive {file}: exists; choose another name")
+    inside = next((folder for folder in folders if folder.resolve() in file.resolve().parents), None)
+    if inside is not None:
+        raise UserError(f"--archive {file}: is in {inside}, which it is to hold; choose a place outside")
     running = [folder.name for folder in folders if RunDirectory(folder).is_locked()]
     if running:
         raise UserError(f"{len(running)} runs are under way ({running[0]}, ...): leave them out by --status done")

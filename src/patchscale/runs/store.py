@@ -138,6 +138,7 @@ def row_of(run: RunDirectory) -> dict[str, Any]:
         status = run.status()
         result = run.result()
         known = _unfinished(run.config(), run, status) if result is None else {"progress": 1.0, **result}
+        require_result(run, status["state"])
     except UserError as error:
         return {**place, "status": UNREADABLE, "message": str(error)}
     state = status["state"]
@@ -152,6 +153,13 @@ def row_of(run: RunDirectory) -> dict[str, Any]:
             )
     failure = {"failure_kind": status.get("kind"), "message": status.get("message")} if state != "done" else {}
     return {**known, **place, "status": state, **failure}
+
+
+def require_result(run: RunDirectory, state: str) -> None:
+    """Raise `UserError` for a run that is done by its status, and whose result is gone."""
+    if state == "done" and run.result() is None:
+        path = run.path / "result.json"
+        raise UserError(f"{path}: missing though the run is done; restore it, or delete the folder to do the run again")
 
 
 def _unfinished(config: RunConfig, run: RunDirectory, status: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from patchscale.costs.counts import Counts, count
 from patchscale.costs.workload import Workload, workload
 from patchscale.errors import UserError
 from patchscale.runs.record import RunDirectory
-from patchscale.runs.store import UNREADABLE
+from patchscale.runs.store import UNREADABLE, require_result
 from patchscale.shapes import image_height_width
 from patchscale.sweeps.order import in_order
 from patchscale.sweeps.study import Study
@@ -167,6 +167,7 @@ def _state(run: RunDirectory, config: RunConfig) -> tuple[str, str | None, str |
         if run.result() is not None:
             return "done", None, None
         status = run.status()
+        require_result(run, status["state"])
     except UserError as error:
         return UNREADABLE, None, str(error)
     return status["state"], status.get("kind"), status.get("message")

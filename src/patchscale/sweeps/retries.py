@@ -44,6 +44,13 @@ class Retry:
 
 def decide(run: RunDirectory, verdict: Verdict, ending: Ending, *, processes: int, any_trained: bool) -> Retry:
     """What to do with a run after an attempt; counts the attempt, and changes `execution` if memory was short."""
+    try:
+        return _decide(run, verdict, ending, processes=processes, any_trained=any_trained)
+    except OSError as error:
+        return Retry(again=False, stops_study=True, reason=f"{error.filename}: {error.strerror}, no run can be saved")
+
+
+def _decide(run: RunDirectory, verdict: Verdict, ending: Ending, *, processes: int, any_trained: bool) -> Retry:
     if verdict.state == "interrupted":
         return Retry(again=False) if ending.cancelled else _again(run, "preempted", FRUITLESS)
     if verdict.state != "failed":

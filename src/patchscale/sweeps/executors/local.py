@@ -12,6 +12,7 @@ import sys
 import threading
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing import resource_tracker
 from multiprocessing.connection import wait
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -194,6 +195,10 @@ def _surroundings_of_a_child() -> Iterator[None]:
     """What has to hold in this process while it starts another."""
     with _STARTING:
         main, policy = sys.modules["__main__"], os.environ.get("OMP_WAIT_POLICY")
+        # Ctrl-C in the terminal reaches the server, too, which would die of it while it imports torch. Blocked signals
+        # are inherited; runs unblock it. The tracker, which the server starts first, would unblock it here.
+        resource_tracker.ensure_running()
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         # multiprocessing would import the user's script in every child, and so run it a second time.
         sys.modules["__main__"] = ModuleType("__main__")
         # Threads that spin while they wait slow a small step 20 to 50 times where other processes want the core;
@@ -205,12 +210,14 @@ def _surroundings_of_a_child() -> Iterator[None]:
             sys.modules["__main__"] = main
             if policy is None:
                 del os.environ["OMP_WAIT_POLICY"]
+            signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
 
 
 def _child(path: str, environment: dict[str, str], threads: int, retry_failed: bool, processes: int = 1) -> None:
     """The life of one run's process; its last words are its exit code and status.json."""
     run = RunDirectory(Path(path))
     os.setpgid(0, 0)  # Ctrl-C in the terminal reaches the sweep alone, which asks each run once
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     _write_everything_to(run.log_path)
     _stop_if_the_sweep_dies()
     if sys.platform == "linux":
