@@ -152,15 +152,18 @@ def test_no_error_of_a_fit_ends_a_study(tmp_path):
     assert all(line.startswith("early fit: ") for line in early_fit(tmp_path / "runs"))
 
 
+def test_a_state_that_there_is_not(call, runs):
+    code, out, err = call("runs", "runs", "--status", "finished")
+    assert (code, out) == (2, "")
+    states = "queued, running, done, failed, interrupted, blocked, unreadable"
+    assert err == f"error: --status finished: no such state; choose from {states}\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
         (["--status", "failed", "--yes", "--every", "3"], "on the table; leave out --every and --yes"),
         (["--early-fit"], "on the table; leave out --early-fit"),
-        (
-            ["--status", "finished"],
-            "no such state; choose from queued, running, done, failed, interrupted, blocked, unr",
-        ),
         (["--watch", "--status", "failed", "--sort", "nope"], "with --watch; leave out --sort and --status"),
         (["--watch", "--csv"], "with --watch; leave out --csv"),
         (["--show", "p14", "--where", "seed=0"], "with --show; leave out --where"),
