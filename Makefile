@@ -6,8 +6,8 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 WORKERS ?= 2
 # Of each study that is killed on an executor; docs/log.md has figures of 40 and 20.
-KILL_RUNS ?= 16
-KILLS ?= 8
+KILL_RUNS ?= 8
+KILLS ?= 4
 RESULTS := benchmarks/results
 TODAY := $(shell date +%F)
 
@@ -20,7 +20,7 @@ help:
 	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
 	@echo "make test-gpu   the checks that need a CUDA device"
 	@echo "make test-cluster  the checks that start a Slurm (Debian, root) and a Ray cluster on this machine, and kill them"
-	@echo "make test-services  those of them that time nothing; with KILL_RUNS=8 KILLS=3 about 4 minutes"
+	@echo "make test-services  those of them that time nothing (about 6 minutes)"
 	@echo "make check      ruff, format, mypy"
 	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (minutes)"
 	@echo "make bench-coverage  how often intervals of the laws hold the truth, by simulation (~25 min)"
@@ -70,7 +70,7 @@ test-cluster: $(VENV)/.dev $(VENV)/.cluster
 
 test-services: $(VENV)/.dev $(VENV)/.cluster
 	tools/install-services
-	PATCHSCALE_KILL_RUNS=$(KILL_RUNS) PATCHSCALE_KILLS=$(KILLS) $(BIN)/pytest -m cluster -n 2 --ignore tests/cluster/test_local.py
+	PATCHSCALE_KILL_RUNS=$(KILL_RUNS) PATCHSCALE_KILLS=$(KILLS) $(BIN)/pytest -m cluster -n 2 --dist worksteal --ignore tests/cluster/test_local.py
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .
