@@ -166,17 +166,18 @@ def test_ctrl_c_says_how_to_go_on_and_exits_with_130():
     assert states == ["interrupted", "queued"]
 
 
-def test_ctrl_c_while_torch_is_imported_is_no_traceback():
-    """As a terminal sends it: to the sweep and to all that it has started."""
+@pytest.mark.parametrize("stopping", [signal.SIGINT, signal.SIGTERM])
+def test_a_stop_while_torch_is_imported_is_no_traceback(stopping):
+    """As a terminal or a scheduler sends it: to the sweep and to all that it has started."""
     command = [sys.executable, "-m", "patchscale", "sweep", "study.yaml", "training.steps=100000", "--workers", "1"]
     with start_in_foreground(command, stderr=subprocess.PIPE, text=True, start_new_session=True) as sweep:
         for line in sweep.stderr:
             if line.startswith("starting (torch"):
                 break
         time.sleep(0.5)
-        os.killpg(sweep.pid, signal.SIGINT)
+        os.killpg(sweep.pid, stopping)
         said = sweep.stderr.read()
-        assert sweep.wait(60) == 130, said
+        assert sweep.wait(60) == 128 + stopping, said
     assert "Traceback" not in said
     assert "the others go on with: patchscale sweep study.yaml" in said
     assert "done" not in {
@@ -211,6 +212,10 @@ def test_a_result_that_is_gone_is_no_success(call):
     code, out, err = call("runs", "runs")
     assert (code, "unreadable" in out) == (0, True)
     assert "result.json: missing" in err
+    code, out, err = call("runs", "runs", "--verify")
+    assert code == 1
+    assert "result.json: missing" in out
+    assert "0 of 1 finished runs are whole, 1 are not" in err
 
 
 def test_a_device_that_nobody_knows_is_refused_before_anything_starts(call):

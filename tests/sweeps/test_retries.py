@@ -3,6 +3,7 @@
 import os
 import signal
 import subprocess
+from contextlib import suppress
 
 import pytest
 from PIL import Image
@@ -165,6 +166,23 @@ def test_a_study_of_which_every_run_would_fail_is_stopped_at_once(tiny, recorder
     table = run_study(study, tmp_path, workers=1, keep_going=True, progress=everything)
     assert len(everything.started_runs) == 3
     assert table["status"].tolist() == ["failed"] * 4
+
+
+def test_an_attempt_that_cannot_be_counted_stops_the_study(tiny, tmp_path):
+    (config,) = tiny("training.batch_size=8").configs
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", tmp_path], capture_output=True).returncode:
+        pytest.skip("only root may mount a small disk")
+    try:
+        run = RunDirectory.create(tmp_path, "tiny", config)
+        with suppress(OSError), (tmp_path / "fill").open("wb", buffering=0) as fill:
+            while fill.write(b"0" * 4096):
+                pass
+        for given in (Verdict(state="interrupted", kind="preempted"), verdict("out_of_memory")):
+            retry = after(run, given)
+            assert (retry.again, retry.stops_study) == (False, True)
+            assert retry.reason.endswith("retries.json: No space left on device, no run can be saved")
+    finally:
+        subprocess.run(["umount", tmp_path], check=True)
 
 
 @pytest.mark.parametrize("size", ["60k", "300k"])

@@ -12,14 +12,17 @@ if TYPE_CHECKING:
 
 
 def verify_runs(table: "pd.DataFrame", *, json: bool) -> None:
-    """Print what is wrong with finished runs, one line each; exit code 1 if anything is."""
+    """Print what is wrong with finished runs, and those that cannot be read, one line each; exit code 1 if anything is."""
     import sys
 
     from patchscale.cli.output import print_json
     from patchscale.runs.checksums import problems
+    from patchscale.runs.store import UNREADABLE
 
     finished = table[table["status"] == "done"]
     found = {path: problems(Path(path)) for path in finished["path"]}
+    unreadable = table[table["status"] == UNREADABLE]
+    found |= {path: [message] for path, message in zip(unreadable["path"], unreadable["message"], strict=True)}
     wrong = {path: texts for path, texts in found.items() if texts}
     unrecorded = [path for path, texts in found.items() if texts is None]
     if json:

@@ -179,7 +179,8 @@ class _Loop:
                 self._take_note(job)
                 return
             if retry.stops_study:
-                self._stop_starting(f"no further run is started: {retry.reason}; --keep-going starts them all the same")
+                anyway = "; --keep-going starts them all the same" if verdict.kind == "config" else ""
+                self._stop_starting(f"no further run is started: {retry.reason}{anyway}")
         write_down(job.run, verdict)
         self._end(job, verdict.state, verdict.message)
 

@@ -35,6 +35,7 @@ from patchscale.sweeps.retries import set_execution
 from patchscale.sweeps.states import current_state
 
 PRELOADED = ["patchscale.training.loop", "patchscale.sweeps.executors.local", "timm", "torchvision.transforms.v2"]
+STOPPING = (signal.SIGINT, signal.SIGTERM)
 BUSY = 75
 """Exit code of a child that found its run held by another process (EX_TEMPFAIL)."""
 
@@ -195,10 +196,10 @@ def _surroundings_of_a_child() -> Iterator[None]:
     """What has to hold in this process while it starts another."""
     with _STARTING:
         main, policy = sys.modules["__main__"], os.environ.get("OMP_WAIT_POLICY")
-        # Ctrl-C in the terminal reaches the server, too, which would die of it while it imports torch. Blocked signals
-        # are inherited; runs unblock it. The tracker, which the server starts first, would unblock it here.
+        # What stops the sweep may reach the server, too, which would die of it while it imports torch. Blocked signals
+        # are inherited; runs unblock them. The tracker, which the server starts first, would unblock them here.
         resource_tracker.ensure_running()
-        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         # multiprocessing would import the user's script in every child, and so run it a second time.
         sys.modules["__main__"] = ModuleType("__main__")
         # Threads that spin while they wait slow a small step 20 to 50 times where other processes want the core;
@@ -217,7 +218,7 @@ def _child(path: str, environment: dict[str, str], threads: int, retry_failed: b
     """The life of one run's process; its last words are its exit code and status.json."""
     run = RunDirectory(Path(path))
     os.setpgid(0, 0)  # Ctrl-C in the terminal reaches the sweep alone, which asks each run once
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     _write_everything_to(run.log_path)
     _stop_if_the_sweep_dies()
     if sys.platform == "linux":
