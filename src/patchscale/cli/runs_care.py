@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def verify_runs(table: "pd.DataFrame", *, json: bool) -> None:
-    """Print what is wrong with finished runs, and those that cannot be read, one line each; exit code 1 if anything is."""
+    """Print what is wrong with finished runs, and which cannot be read, one line each; exit code 1 if there is any."""
     import sys
 
     from patchscale.cli.output import print_json
