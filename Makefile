@@ -20,7 +20,7 @@ help:
 	@echo "make test-slow  the slow checks (repeated kill-and-resume, full sweeps)"
 	@echo "make test-gpu   the checks that need a CUDA device"
 	@echo "make test-cluster  the checks that start a Slurm (Debian, root) and a Ray cluster on this machine, and kill them"
-	@echo "make test-services  those of them that time nothing (about 6 minutes)"
+	@echo "make test-services  those of them that time nothing (about 8 minutes)"
 	@echo "make check      ruff, format, mypy"
 	@echo "make bench      side-by-side timings on the CPU, as ratios, into benchmarks/results (minutes)"
 	@echo "make bench-coverage  how often intervals of the laws hold the truth, by simulation (~25 min)"
